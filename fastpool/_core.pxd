@@ -1,0 +1,188 @@
+# Table of contents of the core: what the fast path may reach without a Python call.
+
+cimport cython
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "_atomic.h" nogil:
+    ctypedef struct fp_atomic:
+        pass
+    uint64_t fp_load(fp_atomic *a)
+    void fp_store(fp_atomic *a, uint64_t x)
+    uint64_t fp_peek(fp_atomic *a)
+    void fp_poke(fp_atomic *a, uint64_t x)
+    uint64_t fp_load_seq(fp_atomic *a)
+    int fp_cas(fp_atomic *a, uint64_t expected, uint64_t desired)
+    uint64_t fp_or(fp_atomic *a, uint64_t x)
+    uint64_t fp_and(fp_atomic *a, uint64_t x)
+    uint64_t fp_add(fp_atomic *a, uint64_t x)
+    uint64_t fp_add_seq(fp_atomic *a, uint64_t x)
+    int fp_lowest(uint64_t x)
+    int fp_count(uint64_t x)
+    int64_t fp_now()
+    int64_t fp_now_coarse()
+
+cdef enum:
+    CHUNK = 64              # slots in a chunk: one word of the free bitmap
+    MAX_CHUNKS = 256
+    MAX_SLOTS = 16384       # CHUNK * MAX_CHUNKS
+
+cdef enum State:
+    EMPTY = 0
+    CONNECTING = 1
+    AVAILABLE = 2
+    IN_USE = 3
+    RETURNING = 4
+    RESERVED = 5
+    CLOSING = 6
+
+# What a return turned out to be (SlotTable.begin_return).
+cdef enum Return:
+    TAKEN = 0               # the caller owns the slot now, state RETURNING
+    FOREIGN = 1             # not a connection of this table
+    NOT_LENT = 2            # given back already, or never lent
+    LATE = 3                # was lent, and has been taken out of the table meanwhile
+
+cdef enum Fate:
+    RESIDENT = 0
+    RETIRED = 1             # taken out of the table
+    RETIRED_LENT = 2        # ... while its borrower had it: one late return is accepted quietly
+
+# Events that any thread may count (SlotTable.count); nanoseconds where the name says so.
+cdef enum:
+    REQUESTS = 0            # beyond Slot.requests
+    REQUEST_ERRORS = 1
+    USAGE_NS = 2
+    RETURNS_BAD = 3
+    CONNECTS = 4
+    CONNECT_NS = 5
+    CONNECT_ERRORS = 6
+    LOST = 7
+    N_COUNTERS = 8
+
+# One cache line: all that a checkout and a return touch. Whoever owns the slot (see the essay)
+# writes it; the fields that others read for a snapshot are atomic words, relaxed.
+cdef struct Slot:
+    fp_atomic word          # state in the low 8 bits, generation above
+    PyObject *conn          # owned, and NULL while lent: then the borrower holds the only reference
+    int64_t expires         # ns
+    uint64_t epoch          # the table's epoch when the connection was made; drain() moves that on
+    fp_atomic since         # ns, when it entered this state
+    fp_atomic uses          # lendings of this connection
+    fp_atomic requests      # lendings by the fast path, of all connections of this slot
+    fp_atomic owner         # thread ident of the borrower
+
+# Changed under the mutex only.
+cdef struct Detail:
+    PyObject *entry         # borrowed: the connection's Entry, NULL when there is no connection
+    bint growth             # the connect in flight counts in SlotTable.growing
+
+cdef struct Chunk:
+    fp_atomic free          # the free bitmap's word: bit set = AVAILABLE
+    fp_atomic turn[CHUNK]   # order of return, for order="fifo"
+    Slot slots[CHUNK]
+    Detail details[CHUNK]
+    void *memory            # what malloc gave, before alignment
+
+
+@cython.final
+cdef class Entry:
+    cdef object __weakref__
+    cdef object table_ref   # weak: an idle connection must not keep its table alive
+    cdef void *table_id
+    cdef object pgconn
+    cdef object face        # the proxy that stands for the connection, if it is one
+    cdef readonly int index
+    cdef readonly long backend_pid
+    cdef int64_t created
+    cdef public bint leased # lent by connect(): the borrower holds a Lease, not the connection
+    cdef fp_atomic fate     # RESIDENT, RETIRED or RETIRED_LENT
+
+
+@cython.final
+cdef class Waiter:
+    cdef readonly object gate       # what the waiter parks on; the shell's
+    cdef object wake_call           # how to wake it
+    cdef Waiter self_ref            # kept while queued, so that the queue owns its members
+    cdef PyObject *next
+    cdef PyObject *previous
+    cdef int outcome
+    cdef int index                  # the slot granted, -1 when none or taken
+    cdef bint token                 # woken, and has not looked yet
+    cdef bint queued
+    cdef int64_t since
+    cdef uint64_t owner
+
+
+@cython.final
+cdef class Gauge:
+    cdef fp_atomic value
+
+
+@cython.final
+cdef class SlotTable:
+    cdef object __weakref__
+    cdef cython.pymutex mutex
+    # --- guarded by the mutex -------------------------------------------------------------
+    cdef int size                   # slots that are not EMPTY
+    cdef int growing                # connects in flight that were started for waiters
+    cdef int n_waiting
+    cdef int n_watching
+    cdef PyObject *first            # FIFO of waiters, borrowed (a queued Waiter holds itself)
+    cdef PyObject *last
+    cdef PyObject *first_watcher    # those who wait until min_size stand available
+    cdef PyObject *last_watcher
+    cdef int64_t wait_ns
+    cdef uint64_t queued
+    cdef readonly int min_size
+    cdef readonly int max_size      # 0: no limit
+    cdef readonly int max_connecting
+    # --- atomic, or written once ----------------------------------------------------------
+    cdef fp_atomic attention        # waiters + watchers (+ CLOSED_BIAS): what a return looks at
+    cdef fp_atomic head_since       # ns, the first waiter's age; 0: nobody waits
+    cdef fp_atomic turns
+    cdef fp_atomic n_chunks
+    cdef fp_atomic epoch
+    cdef fp_atomic is_closed
+    cdef fp_atomic is_surplus       # size > max_size after a resize down
+    cdef fp_atomic idle_low         # fewest that stood available since the last shrink
+    cdef Chunk *chunks[MAX_CHUNKS]
+    cdef fp_atomic events[N_COUNTERS]
+    cdef int64_t tau
+    cdef bint lifo
+    cdef readonly object on_lost    # called with (backend_pid, owner, held_ns, index) by a finalizer
+
+    # memory and states
+    cdef bint make_room(self, int slots) noexcept nogil
+    cdef Chunk *chunk(self, int index) noexcept nogil
+    cdef Slot *slot(self, int index) noexcept nogil
+    cdef int state(self, int index) noexcept nogil
+    cdef set_state(self, int index, int before, int after)
+    cdef void put_state(self, int index, int state) noexcept nogil
+    # the free bitmap
+    cdef int claim(self) noexcept nogil
+    cdef int claim_this(self, int index) noexcept nogil
+    cdef void publish(self, int index, bint new_turn) noexcept nogil
+    cdef bint any_free(self) noexcept nogil
+    cdef int n_free(self) noexcept nogil
+    # lending and returning
+    cdef bint overdue(self) noexcept nogil
+    cdef void stamp(self, int index, uint64_t owner) noexcept nogil
+    cdef object take(self, int index)
+    cdef object lend(self, int index, bint fast)
+    cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
+    cdef int make_available(self, Slot *slot, Entry entry, object conn) except -1
+    # taking out and bringing in
+    cdef detach(self, Entry entry, bint late)
+    cdef bint has_room(self) noexcept nogil
+    cdef int enter_locked(self, bint growth) noexcept nogil
+    cdef void leave_locked(self, int index) noexcept nogil
+    # waiting
+    cdef void link(self, Waiter waiter, bint watcher) noexcept
+    cdef void unlink(self, Waiter waiter, bint watcher) noexcept
+    cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept
+    cdef object after_leaving(self, Waiter waiter)
+    cdef object collect(self, Waiter waiter)
+    cdef Waiter serve_one(self, int64_t now, bint *again)
+    cdef Waiter serve_watcher(self, bint *again)
+    cpdef object serve(self)

@@ -1,0 +1,1057 @@
+"""The slot table: which connections there are, which are free, and who waits for one.
+
+Owns: slots, their states and generations, the free bitmap, the FIFO of waiters, and the counters
+that must move with them. Decides; never does I/O, never logs, never blocks but on its own short
+mutex, calls user code only to wake a waiter and then outside the mutex. Knows nothing of psycopg
+but a connection object, its `pgconn`, and the few numbers that it keeps for it.
+
+STATES. A slot's word holds its state (low 8 bits) and its generation (above); the generation
+moves on at every lending. Who may change a slot is fixed by its state:
+
+    EMPTY       nobody's; becomes CONNECTING under the mutex
+    CONNECTING  the connector's, until install() or vacate()
+    AVAILABLE   nobody's; its bit in the free bitmap is 1, and clearing that bit makes an owner
+    IN_USE      the borrower's; or a waiter's that was granted it and has not come for it yet
+    RETURNING   the thread's whose compare-and-swap IN_USE -> RETURNING succeeded
+    RESERVED    the maintenance's: check() or drain() looks at it
+    CLOSING     the thread's that evicts it, until recycle()
+
+    EMPTY -> CONNECTING -> AVAILABLE -> IN_USE -> RETURNING -> AVAILABLE
+    CONNECTING -> EMPTY    AVAILABLE -> RESERVED -> AVAILABLE    RETURNING -> IN_USE (a refusal)
+    AVAILABLE, IN_USE, RETURNING, RESERVED -> CLOSING -> CONNECTING | EMPTY
+
+INVARIANTS (verify() checks them). At rest a bit is set if and only if its slot is AVAILABLE. A
+connection is in one slot, lent to one borrower. Slots that are not EMPTY number at most max_size,
+or fall to it after a resize. Nobody waits while a bit is set, nor while there is room to grow and
+no connect in flight. A waiter is settled once; a grant is taken, or handed on.
+
+WAITING. Getting: queue up under the mutex, raise `attention`, *then* search the bitmap once more.
+Returning: set the bit, *then* read `attention`, and serve if it is not zero. Each side publishes
+before it looks (Dekker's store-load pattern), so one of them sees the other. That needs a single
+total order of the four operations: both are sequentially consistent; acquire and release alone
+allow each side to miss the other. tests/model/ searches every interleaving, and finds the lost
+wake-up when the order is relaxed. What frees *room* instead of a connection (recycle, vacate,
+resize) is followed by grow(), which looks at the waiters under the mutex.
+
+OVERTAKING. While the first waiter is younger than `tau`, serve() only wakes it, to compete with
+newcomers; once it is older, newcomers queue and returns are handed to it directly. Waking costs
+two context switches, and the bit stays free meanwhile for a thread that is running: that is where
+the throughput under contention comes from, and `tau` bounds what it takes from the waiters.
+Waiters never overtake each other. A waiter that was woken and leaves serves the next one.
+
+THE MUTEX guards the queue and every change from or to EMPTY. Inside it only pointers and integers
+move: no user code, no exception, no allocation, no last reference dropped, for a finalizer that
+the collector runs may come back into the pool. On a build with a GIL nobody ever waits for it.
+
+COST, uncontended: a checkout is one atomic and-not and the scan of the free bitmap (~1 ns a free
+slot with order="fifo", one instruction with "lifo"); a return is one compare-and-swap, one atomic
+add and one or. No lock, no allocation.
+
+SOURCES. Bit as owner token: no ABA problem, for nothing is linked. The publish-then-look pattern:
+E. W. Dijkstra, EWD123 (Dekker's algorithm). Memory orders: C11, 7.17.3. Hand-off against barging:
+the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mutex.go (1 ms too).
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.weakref cimport PyWeakref_NewRef
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+cdef enum Outcome:
+    WAITING = 0
+    GRANTED = 1
+    GONE = 2                # timed out or cancelled: the waiter's own decision
+    SHUT = 3                # the pool was closed
+
+STATES = ("empty", "connecting", "available", "in_use", "returning", "reserved", "closing")
+
+RETURN_TAKEN = TAKEN
+RETURN_FOREIGN = FOREIGN
+RETURN_NOT_LENT = NOT_LENT
+RETURN_LATE = LATE
+
+COUNT_REQUEST = REQUESTS
+COUNT_REQUEST_ERROR = REQUEST_ERRORS
+COUNT_RETURN_BAD = RETURNS_BAD
+COUNT_CONNECT = CONNECTS
+COUNT_CONNECT_NS = CONNECT_NS
+COUNT_CONNECT_ERROR = CONNECT_ERRORS
+COUNT_LOST = LOST
+
+LIMIT = MAX_SLOTS
+
+# Added to `attention` by close(): a return to a closed table leaves the fast path.
+cdef enum:
+    CLOSED_BIAS = 1 << 30
+
+cdef extern from *:
+    """
+    #define fp_steal(p) (p)
+    """
+    object fp_steal(PyObject *p)        # the C reference becomes Python's, uncounted
+
+
+def monotonic_ns():
+    """Return the core's exact clock, in nanoseconds."""
+    return fp_now()
+
+
+def coarse_ns():
+    """Return the core's cheap clock, in nanoseconds: behind monotonic_ns() by a few ms at most."""
+    return fp_now_coarse()
+
+
+cdef class Entry:
+    """A connection's place in the table. Lives in the connection's `_slot` attribute.
+
+    While the connection is lent nothing but its own attribute holds the entry, so the entry's
+    finalizer says that the connection was collected unreturned.
+    """
+
+    def __del__(self):
+        cdef SlotTable table
+        if fp_load(&self.fate) != RESIDENT or self.table_ref is None:
+            return
+        table = self.table_ref()
+        if table is not None:
+            table.lost(self)
+
+    @property
+    def created_ns(self):
+        return self.created
+
+    @property
+    def pg(self):
+        """The libpq connection."""
+        return self.pgconn
+
+    @property
+    def is_at_home(self):
+        """Whether the pool has the connection: in the table, and not lent."""
+        cdef SlotTable table = self.table_ref() if self.table_ref is not None else None
+        return (table is not None and fp_load(&self.fate) == RESIDENT
+                and table.state(self.index) != IN_USE)
+
+    @property
+    def connection_face(self):
+        """The object that is lent in the connection's place, None when that is itself."""
+        return self.face
+
+
+cdef class Waiter:
+    """One blocked call. `gate` is what it parks on; `wake` is called, at most once a parking, to
+    end that. Belongs to one thread or task."""
+
+    def __cinit__(self, gate, wake):
+        self.gate = gate
+        self.wake_call = wake
+        self.outcome = WAITING
+        self.index = -1
+        self.owner = PyThread_get_thread_ident()
+
+    @property
+    def is_settled(self):
+        return self.outcome != WAITING
+
+    @property
+    def was_shut(self):
+        """True when the pool's closing ended the wait."""
+        return self.outcome == SHUT
+
+
+cdef class Gauge:
+    """How many are inside: enter() while fewer than a limit are, leave(). Atomic.
+
+    With a limit of 1 it elects: of all who enter, one is told True.
+    """
+
+    def enter(self, int limit=1):
+        """Count the caller in, and return True, unless `limit` are inside."""
+        cdef uint64_t value
+        while True:
+            value = fp_load_seq(&self.value)
+            if value >= <uint64_t>limit:
+                return False
+            if fp_cas(&self.value, value, value + 1):
+                return True
+
+    def leave(self):
+        """Count the caller out."""
+        fp_add_seq(&self.value, <uint64_t>-1)
+
+    @property
+    def inside(self):
+        return fp_load_seq(&self.value)
+
+
+cdef struct View:
+    int state
+    long pid
+    int64_t created
+    int64_t since
+    uint64_t uses
+    uint64_t owner
+
+
+cdef int last_taken(View *views, int n) noexcept nogil:
+    """How many views there are up to the last one that is not EMPTY."""
+    while n > 0 and views[n - 1].state == EMPTY:
+        n -= 1
+    return n
+
+
+cdef class SlotTable:
+    """See the module's text. `min_size` slots are CONNECTING from the start: they are owed.
+
+    Thread-safe. No method blocks but on the mutex.
+    """
+
+    def __cinit__(
+        self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
+        int64_t tau_ns=1_000_000, on_lost=None,
+    ):
+        self.min_size = min_size
+        self.max_size = max_size
+        self.max_connecting = max_connecting
+        self.lifo = lifo
+        self.tau = tau_ns
+        self.on_lost = on_lost
+        if max_size > MAX_SLOTS:
+            raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
+        if not self.make_room(max_size if max_size else CHUNK):
+            raise MemoryError
+        cdef int i
+        for i in range(min_size):
+            self.set_state(i, EMPTY, CONNECTING)
+        self.size = min_size
+
+    def __dealloc__(self):
+        cdef int i
+        cdef int n = <int>fp_peek(&self.n_chunks)
+        cdef Slot *slot
+        for i in range(n * CHUNK):
+            slot = self.slot(i)
+            Py_XDECREF(slot.conn)
+            slot.conn = NULL
+        for i in range(n):
+            PyMem_RawFree(self.chunks[i].memory)
+
+    # --- memory -----------------------------------------------------------------------------
+
+    cdef bint make_room(self, int slots) noexcept nogil:
+        """Have chunks for that many slots; False when memory or the limit forbids it. Caller holds
+        the mutex, or is the constructor."""
+        cdef int n = <int>fp_peek(&self.n_chunks)
+        cdef void *memory
+        cdef Chunk *chunk
+        while n * CHUNK < slots:
+            if n == MAX_CHUNKS:
+                return False
+            memory = PyMem_RawCalloc(1, sizeof(Chunk) + 64)
+            if memory == NULL:
+                return False
+            chunk = <Chunk *>((<size_t>memory + 63) & ~<size_t>63)
+            chunk.memory = memory
+            self.chunks[n] = chunk
+            n += 1
+            fp_store(&self.n_chunks, n)     # release: a reader that sees n sees the chunk
+        return True
+
+    cdef Chunk *chunk(self, int index) noexcept nogil:
+        return self.chunks[index >> 6]
+
+    cdef Slot *slot(self, int index) noexcept nogil:
+        return &self.chunks[index >> 6].slots[index & 63]
+
+    # --- states -----------------------------------------------------------------------------
+
+    cdef int state(self, int index) noexcept nogil:
+        return fp_load(&self.slot(index).word) & 0xFF
+
+    cdef set_state(self, int index, int before, int after):
+        """Move a slot that the caller owns."""
+        if self.state(index) != before:
+            raise RuntimeError(
+                f"bug: slot {index} is {STATES[self.state(index)]}, not {STATES[before]}")
+        self.put_state(index, after)
+
+    cdef void put_state(self, int index, int state) noexcept nogil:
+        cdef Slot *slot = self.slot(index)
+        fp_poke(&slot.since, fp_now_coarse())
+        fp_store(&slot.word, (fp_peek(&slot.word) & ~<uint64_t>0xFF) | <uint64_t>state)
+
+    # --- the free bitmap --------------------------------------------------------------------
+
+    cdef int claim(self) noexcept nogil:
+        """Take a free slot out of the bitmap, by the pool's order; -1 when there is none.
+
+        The caller owns it from here on; its state still reads AVAILABLE.
+        """
+        cdef int c, bit, best, seen
+        cdef int n = <int>fp_load(&self.n_chunks)
+        cdef uint64_t bits, mask, turn, best_turn
+        cdef Chunk *chunk
+        while True:
+            best = -1
+            best_turn = <uint64_t>-1
+            seen = 0
+            for c in range(n):
+                chunk = self.chunks[c]
+                bits = fp_load_seq(&chunk.free)     # the look of publish-then-look
+                if self.lifo:
+                    seen += fp_count(bits)
+                    if bits and best < 0:
+                        best = c * CHUNK + fp_lowest(bits)
+                    continue
+                while bits:
+                    bit = fp_lowest(bits)
+                    bits &= bits - 1
+                    seen += 1
+                    turn = fp_peek(&chunk.turn[bit])
+                    if turn < best_turn:
+                        best_turn = turn
+                        best = c * CHUNK + bit
+            if best < 0:
+                fp_poke(&self.idle_low, 0)
+                return -1
+            mask = <uint64_t>1 << (best & 63)
+            if fp_and(&self.chunk(best).free, ~mask) & mask:
+                if <uint64_t>(seen - 1) < fp_peek(&self.idle_low):
+                    fp_poke(&self.idle_low, seen - 1)
+                return best
+
+    cdef int claim_this(self, int index) noexcept nogil:
+        """Take this slot out of the bitmap if it is free. Return whether it was."""
+        cdef uint64_t mask = <uint64_t>1 << (index & 63)
+        return (fp_and(&self.chunk(index).free, ~mask) & mask) != 0
+
+    cdef void publish(self, int index, bint new_turn) noexcept nogil:
+        """Set the slot's bit: from here on it is anybody's. Sequentially consistent."""
+        if new_turn:
+            fp_poke(&self.chunk(index).turn[index & 63], fp_add(&self.turns, 1))
+        fp_or(&self.chunk(index).free, <uint64_t>1 << (index & 63))
+
+    cdef bint any_free(self) noexcept nogil:
+        cdef int c
+        for c in range(<int>fp_load(&self.n_chunks)):
+            if fp_load_seq(&self.chunks[c].free):
+                return True
+        return False
+
+    cdef int n_free(self) noexcept nogil:
+        cdef int c
+        cdef int total = 0
+        for c in range(<int>fp_load(&self.n_chunks)):
+            total += fp_count(fp_load_seq(&self.chunks[c].free))
+        return total
+
+    # --- lending ----------------------------------------------------------------------------
+
+    cdef bint overdue(self) noexcept nogil:
+        """Whether newcomers must queue: the first waiter is older than tau."""
+        cdef int64_t since = <int64_t>fp_load(&self.head_since)
+        return since != 0 and fp_now() - since >= self.tau
+
+    cdef void stamp(self, int index, uint64_t owner) noexcept nogil:
+        """AVAILABLE -> IN_USE, of a slot that was claimed."""
+        cdef Slot *slot = self.slot(index)
+        fp_poke(&slot.since, fp_now_coarse())
+        fp_poke(&slot.owner, owner)
+        fp_poke(&slot.uses, fp_peek(&slot.uses) + 1)
+        fp_store(&slot.word, (((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE)
+
+    cdef object take(self, int index):
+        """Hand out the slot's reference: from here on the borrower's is the only one."""
+        cdef Slot *slot = self.slot(index)
+        cdef PyObject *conn = slot.conn
+        slot.conn = NULL
+        return fp_steal(conn)
+
+    cdef object lend(self, int index, bint fast):
+        cdef Slot *slot = self.slot(index)
+        self.stamp(index, PyThread_get_thread_ident())
+        if fast:
+            fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
+        return self.take(index)
+
+    def checkout(self):
+        """Lend a free connection, None when there is none or when others wait for too long."""
+        cdef int index
+        if fp_load(&self.is_closed) or (fp_load(&self.attention) and self.overdue()):
+            return None
+        index = self.claim()
+        if index < 0:
+            return None
+        return self.lend(index, False)
+
+    def generation(self, Entry entry not None):
+        """The generation with which the connection is lent."""
+        return fp_load(&self.slot(entry.index).word) >> 8
+
+    # --- returning --------------------------------------------------------------------------
+
+    cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
+        """IN_USE -> RETURNING, for one caller only. With a generation >= 0, for that lending only.
+        """
+        cdef Slot *slot
+        cdef uint64_t word, fate
+        if entry.table_id != <void *>self:
+            return FOREIGN
+        slot = self.slot(entry.index)
+        # The word before the fate: an eviction moves the word on after it has set the fate, so a
+        # word read from the slot's next tenant shows the fate as well, and an older one fails below.
+        word = fp_load(&slot.word)
+        fate = fp_load(&entry.fate)
+        if fate != RESIDENT:
+            return LATE if fate == RETIRED_LENT and fp_cas(&entry.fate, fate, RETIRED) else NOT_LENT
+        if (word & 0xFF) != IN_USE or (generation >= 0 and (word >> 8) != <uint64_t>generation):
+            return NOT_LENT
+        if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
+            return NOT_LENT
+        return TAKEN
+
+    def begin_return(self, conn, int64_t generation=-1):
+        """Claim the right to return a lent connection: RETURN_TAKEN to exactly one caller.
+
+        Else RETURN_FOREIGN, RETURN_NOT_LENT, or RETURN_LATE for the first return of a connection
+        that was evicted while it was lent.
+        """
+        cdef Entry entry
+        found = getattr(conn, "_slot", None)
+        if type(found) is not Entry:
+            return FOREIGN
+        entry = <Entry>found
+        return self.begin_return_c(entry, generation)
+
+    def is_retired(self, Entry entry not None):
+        """Whether the connection has been taken out of the table."""
+        return fp_load(&entry.fate) != RESIDENT
+
+    def is_expired(self, Entry entry not None):
+        """Whether the connection has outlived its lifetime, or was made before the last drain."""
+        cdef Slot *slot = self.slot(entry.index)
+        return (slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&self.epoch))
+
+    @property
+    def surplus(self):
+        """Whether a resize left more connections than max_size."""
+        return fp_load(&self.is_surplus) != 0
+
+    cdef int make_available(self, Slot *slot, Entry entry, object conn) except -1:
+        """RETURNING, RESERVED or CONNECTING -> AVAILABLE: keep a reference, let go of the slot."""
+        cdef object kept = conn if entry.face is None else entry.face
+        Py_INCREF(kept)
+        slot.conn = <PyObject *>kept
+        entry.leased = False
+        fp_poke(&slot.since, fp_now_coarse())
+        fp_store(&slot.word, (fp_peek(&slot.word) & ~<uint64_t>0xFF) | AVAILABLE)
+        return 0
+
+    def restore(self, conn, bint new_turn=True):
+        """Make a connection that the caller returns or looked at AVAILABLE; serve whoever waits.
+
+        With new_turn False it keeps its place in the order of lending. Return True when the table
+        has been closed meanwhile: the caller then closes what it finds free.
+        """
+        cdef Entry entry = conn._slot
+        cdef int state = self.state(entry.index)
+        if state != RETURNING and state != RESERVED:
+            raise RuntimeError(f"bug: slot {entry.index} is {STATES[state]}, not the caller's")
+        self.make_available(self.slot(entry.index), entry, conn)
+        self.publish(entry.index, new_turn)
+        if fp_load_seq(&self.attention):
+            self.serve()
+        return fp_load(&self.is_closed) != 0
+
+    # --- maintenance ------------------------------------------------------------------------
+
+    def reserve(self, int index):
+        """AVAILABLE -> RESERVED: the slot's connection, None when it is not free."""
+        if index >= <int>fp_load(&self.n_chunks) * CHUNK or not self.claim_this(index):
+            return None
+        self.put_state(index, RESERVED)
+        return self.take(index)
+
+    def reserve_surplus(self):
+        """Shrink: the connection idle longest, RESERVED, and how many stood available throughout
+        the last period, if that is more than none and more than min_size are open; else None.
+        Starts the next period.
+        """
+        cdef int index = -1
+        cdef uint64_t low = fp_peek(&self.idle_low)
+        with self.mutex:
+            if self.size > self.min_size and low > 0:
+                index = self.claim()
+            fp_poke(&self.idle_low, self.n_free())
+        if index < 0:
+            return None
+        self.put_state(index, RESERVED)
+        return self.take(index), low
+
+    def capacity(self):
+        """How many slots there may be to look at."""
+        return <int>fp_load(&self.n_chunks) * CHUNK
+
+    def new_epoch(self):
+        """Make every connection of today outdated (drain)."""
+        fp_add_seq(&self.epoch, 1)
+
+    def evict(self, conn, bint late=False):
+        """Take a connection that the caller owns (RETURNING or RESERVED) out of the table. Its
+        slot is CLOSING until recycle(); return its index. `late`: its borrower did not ask for
+        this, and may still return it once.
+        """
+        cdef Entry entry = conn._slot
+        cdef int state = self.state(entry.index)
+        if fp_load(&entry.fate) != RESIDENT or (state != RETURNING and state != RESERVED):
+            raise RuntimeError(f"bug: slot {entry.index} is {STATES[state]}, not the caller's")
+        self.detach(entry, late)
+        return entry.index
+
+    cdef detach(self, Entry entry, bint late):
+        with self.mutex:
+            fp_store(&entry.fate, RETIRED_LENT if late else RETIRED)
+            self.chunk(entry.index).details[entry.index & 63].entry = NULL
+            self.put_state(entry.index, CLOSING)
+
+    def lost(self, Entry entry not None):
+        """The connection was collected while lent: its slot is CLOSING, and on_lost is told.
+
+        Called by a finalizer, at any moment and in any thread; on_lost must cope with that.
+        """
+        cdef Slot *slot = self.slot(entry.index)
+        cdef uint64_t word = fp_load(&slot.word)
+        cdef int64_t held
+        if (word & 0xFF) != IN_USE:
+            return
+        if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
+            return
+        held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
+        owner = fp_peek(&slot.owner)
+        self.detach(entry, False)
+        if self.on_lost is not None:
+            self.on_lost(entry.index, entry.backend_pid, owner, held)
+
+    def recycle(self, int index, bint replace):
+        """CLOSING -> CONNECTING (True: the caller owes a connect) or EMPTY (False).
+
+        A slot beyond max_size, or of a closed table, is not replaced.
+        """
+        with self.mutex:
+            if self.max_size and self.size > self.max_size:
+                replace = False
+            if fp_load(&self.is_closed):
+                replace = False
+            if replace:
+                self.put_state(index, CONNECTING)
+            else:
+                self.leave_locked(index)
+        return replace
+
+    cdef void leave_locked(self, int index) noexcept nogil:
+        """-> EMPTY. Caller holds the mutex."""
+        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        if detail.growth:
+            detail.growth = False
+            self.growing -= 1
+        self.put_state(index, EMPTY)
+        self.size -= 1
+        fp_store(&self.is_surplus, self.max_size != 0 and self.size > self.max_size)
+
+    # --- connecting -------------------------------------------------------------------------
+
+    cdef int enter_locked(self, bint growth) noexcept nogil:
+        """EMPTY -> CONNECTING, the lowest there is; -1 when the chunks are full. Caller holds the
+        mutex, and has seen that there is room."""
+        cdef int index
+        if self.max_size == 0 and not self.make_room(self.size + 1):
+            return -1
+        for index in range(<int>fp_peek(&self.n_chunks) * CHUNK):
+            if (fp_peek(&self.slot(index).word) & 0xFF) == EMPTY:
+                self.put_state(index, CONNECTING)
+                self.chunk(index).details[index & 63].growth = growth
+                self.growing += growth
+                self.size += 1
+                return index
+        return -1
+
+    cdef bint has_room(self) noexcept nogil:
+        return (self.max_size == 0 or self.size < self.max_size) and not fp_load(&self.is_closed)
+
+    def grow(self):
+        """Start one connect for those who wait, or towards min_size: its slot, else -1.
+
+        At most max_connecting at once, and no more than there are waiters to serve.
+        """
+        cdef int index = -1
+        with self.mutex:
+            if (self.has_room() and self.growing < self.max_connecting
+                    and (self.n_waiting > self.growing or self.size < self.min_size)):
+                index = self.enter_locked(True)
+        return index
+
+    def enter(self, int below):
+        """Start one connect if fewer than `below` slots are taken: its slot, else -1."""
+        cdef int index = -1
+        with self.mutex:
+            if self.size < below and self.has_room():
+                index = self.enter_locked(False)
+        return index
+
+    def owed(self):
+        """The slots that are CONNECTING, as a list."""
+        cdef int index
+        return [index for index in range(self.capacity()) if self.state(index) == CONNECTING]
+
+    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns):
+        """CONNECTING -> AVAILABLE with this connection; serve whoever waits.
+
+        Raises RuntimeError when the table is closed, AttributeError when the connection takes no
+        attributes; the slot is still CONNECTING then.
+        """
+        cdef Slot *slot = self.slot(index)
+        cdef Entry entry = Entry.__new__(Entry)
+        cdef bint closed
+        fp_store(&entry.fate, RETIRED)  # until it is in the table its finalizer has nothing to say
+        entry.table_ref = PyWeakref_NewRef(self, None)
+        entry.table_id = <void *>self
+        entry.pgconn = pgconn
+        entry.index = index
+        entry.backend_pid = backend_pid
+        entry.created = fp_now_coarse()
+        if type(conn) is not conn.__class__:
+            entry.face = conn
+        conn._slot = entry
+        slot.expires = expires_ns
+        slot.epoch = fp_load(&self.epoch)
+        fp_poke(&slot.uses, 0)
+        fp_poke(&slot.owner, 0)
+        with self.mutex:
+            closed = fp_load(&self.is_closed) != 0
+            if not closed:
+                fp_store(&entry.fate, RESIDENT)
+                self.chunk(index).details[index & 63].entry = <PyObject *>entry
+                if self.chunk(index).details[index & 63].growth:
+                    self.chunk(index).details[index & 63].growth = False
+                    self.growing -= 1
+                self.make_available(slot, entry, conn)
+                self.publish(index, True)
+        if closed:
+            raise RuntimeError("the table is closed")
+        if fp_load_seq(&self.attention):
+            self.serve()
+
+    def vacate(self, int index):
+        """CONNECTING -> EMPTY: the connect was given up."""
+        if self.state(index) != CONNECTING:
+            raise RuntimeError(f"bug: slot {index} is {STATES[self.state(index)]}, not connecting")
+        with self.mutex:
+            self.leave_locked(index)
+
+    def resize(self, int min_size, int max_size):
+        """Set the sizes. Starts nothing and closes nothing: see enter() and surplus."""
+        if max_size > MAX_SLOTS:
+            raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
+        cdef bint done
+        with self.mutex:
+            done = self.make_room(max_size)     # raw memory, which no collector watches
+            if done:
+                self.min_size = min_size
+                self.max_size = max_size
+                fp_store(&self.is_surplus, max_size != 0 and self.size > max_size)
+        if not done:
+            raise MemoryError
+        if fp_load_seq(&self.attention):
+            self.serve()
+
+    # --- waiting ----------------------------------------------------------------------------
+
+    cdef void link(self, Waiter waiter, bint watcher) noexcept:
+        """Put it at the end of its queue. Caller holds the mutex."""
+        cdef PyObject *me = <PyObject *>waiter
+        cdef PyObject *last = self.last_watcher if watcher else self.last
+        waiter.self_ref = waiter
+        waiter.queued = True
+        waiter.previous = last
+        waiter.next = NULL
+        if last != NULL:
+            (<Waiter>last).next = me
+        if watcher:
+            if last == NULL:
+                self.first_watcher = me
+            self.last_watcher = me
+            self.n_watching += 1
+        else:
+            if last == NULL:
+                self.first = me
+                fp_store(&self.head_since, <uint64_t>waiter.since)
+            self.last = me
+            self.n_waiting += 1
+        fp_add_seq(&self.attention, 1)
+
+    cdef void unlink(self, Waiter waiter, bint watcher) noexcept:
+        """Take it out of its queue. Caller holds the mutex, and a reference to it."""
+        cdef PyObject *before = waiter.previous
+        cdef PyObject *after = waiter.next
+        if before != NULL:
+            (<Waiter>before).next = after
+        if after != NULL:
+            (<Waiter>after).previous = before
+        if watcher:
+            if before == NULL:
+                self.first_watcher = after
+            if after == NULL:
+                self.last_watcher = before
+            self.n_watching -= 1
+        else:
+            if before == NULL:
+                self.first = after
+                fp_store(&self.head_since, <uint64_t>(<Waiter>after).since if after != NULL else 0)
+            if after == NULL:
+                self.last = before
+            self.n_waiting -= 1
+        fp_add_seq(&self.attention, <uint64_t>-1)
+        waiter.next = waiter.previous = NULL
+        waiter.queued = False
+        waiter.self_ref = None          # the caller's reference keeps it alive
+
+    cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept:
+        """WAITING -> outcome, once, out of the queue. Caller holds the mutex."""
+        waiter.outcome = outcome
+        waiter.index = index
+        self.wait_ns += now - waiter.since
+        self.unlink(waiter, False)
+
+    def enqueue(self, Waiter waiter not None, int max_waiting=0):
+        """Queue up. Return a connection when one turned up at the second look, else None: then
+        park, and resume(). Raises OverflowError when max_waiting others wait already.
+
+        A closed table settles the waiter at once (was_shut).
+        """
+        cdef int index = -1
+        cdef bint full = False
+        waiter.since = fp_now()
+        with self.mutex:
+            if fp_load(&self.is_closed):
+                waiter.outcome = SHUT
+            elif max_waiting > 0 and self.n_waiting >= max_waiting:
+                full = True
+            else:
+                self.queued += 1
+                self.link(waiter, False)
+                # The second look. Only the first in the queue may: waiters don't overtake.
+                if self.first == <PyObject *>waiter:
+                    index = self.claim()
+                    if index >= 0:
+                        self.stamp(index, waiter.owner)
+                        self.settle(waiter, GRANTED, index, waiter.since)
+        if full:
+            raise OverflowError(max_waiting)
+        if index < 0:
+            return None
+        return self.after_leaving(waiter)
+
+    cdef object after_leaving(self, Waiter waiter):
+        """A waiter has its slot: others may be free as well, and the next in the queue asleep."""
+        if fp_load_seq(&self.attention):
+            self.serve()
+        return self.collect(waiter)
+
+    cdef object collect(self, Waiter waiter):
+        cdef int index = waiter.index
+        if index < 0:
+            return None
+        waiter.index = -1
+        return self.take(index)
+
+    def resume(self, Waiter waiter not None):
+        """After a wake-up: the connection granted or found, or None: the pool was shut, or
+        somebody was faster and the caller parks again."""
+        cdef int index
+        cdef int64_t now = fp_now()
+        cdef bint found = False
+        with self.mutex:
+            waiter.token = False
+            if waiter.outcome == WAITING and self.first == <PyObject *>waiter:
+                index = self.claim()
+                if index >= 0:
+                    self.stamp(index, waiter.owner)
+                    self.settle(waiter, GRANTED, index, now)
+                    found = True
+        if found:
+            return self.after_leaving(waiter)
+        return self.collect(waiter)
+
+    def abandon(self, Waiter waiter not None):
+        """Leave the queue: timed out, cancelled, interrupted. Return the connection if one was
+        granted meanwhile: the caller uses it, or gives it back."""
+        cdef bint pass_on = False
+        cdef int64_t now = fp_now()
+        with self.mutex:
+            if waiter.outcome == WAITING and waiter.queued:
+                pass_on = waiter.token          # its wake-up is somebody else's now
+                self.settle(waiter, GONE, -1, now)
+            elif waiter.outcome == WAITING:
+                waiter.outcome = GONE
+        # Also when it was first and never woken: the next may have a free connection to claim.
+        if pass_on or fp_load_seq(&self.attention):
+            self.serve()
+        return self.collect(waiter)
+
+    cdef Waiter serve_one(self, int64_t now, bint *again):
+        """Decide whom to wake. Caller holds the mutex, and wakes it after it let go."""
+        cdef Waiter head
+        cdef int index
+        again[0] = False
+        if self.first == NULL:
+            return self.serve_watcher(again)
+        head = <Waiter>self.first
+        if now - head.since < self.tau:
+            if head.token or not self.any_free():
+                return None
+            head.token = True
+            return head
+        index = self.claim()
+        if index < 0:
+            return None
+        again[0] = True
+        self.stamp(index, head.owner)
+        self.settle(head, GRANTED, index, now)
+        if head.token:
+            return None         # it is awake already, on its way to resume()
+        head.token = True
+        return head
+
+    cdef Waiter serve_watcher(self, bint *again):
+        """Wake one of those who wait for a full pool, if it is. Caller holds the mutex."""
+        cdef Waiter head
+        if self.first_watcher == NULL or self.n_free() < self.min_size:
+            return None
+        head = <Waiter>self.first_watcher
+        head.outcome = GRANTED
+        self.unlink(head, True)
+        again[0] = True
+        return head
+
+    cpdef object serve(self):
+        """While somebody waits and something is free: wake or grant, first come first served."""
+        cdef Waiter waiter
+        cdef bint again = True
+        cdef int64_t now = fp_now()
+        while again:
+            waiter = None
+            with self.mutex:
+                waiter = self.serve_one(now, &again)
+            if waiter is not None:
+                waiter.wake_call()
+
+    def watch(self, Waiter waiter not None):
+        """Wait until min_size connections stand available. True when they do already."""
+        cdef bint done
+        with self.mutex:
+            self.link(waiter, True)
+            done = fp_load(&self.is_closed) != 0 or self.n_free() >= self.min_size
+            if done:
+                waiter.outcome = SHUT if fp_load(&self.is_closed) else GRANTED
+                self.unlink(waiter, True)
+        return done
+
+    def unwatch(self, Waiter waiter not None):
+        """Stop watching. Return whether it was settled before."""
+        cdef bint settled
+        with self.mutex:
+            settled = waiter.outcome != WAITING
+            if not settled:
+                waiter.outcome = GONE
+                self.unlink(waiter, True)
+        return settled
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def close(self):
+        """Lend nothing any more, and settle everybody who waits. Return True to the first caller."""
+        cdef Waiter waiter
+        cdef bint asleep
+        cdef bint first = fp_cas(&self.is_closed, 0, 1)
+        if first:
+            fp_add_seq(&self.attention, CLOSED_BIAS)
+        while True:
+            waiter = None
+            asleep = False
+            with self.mutex:
+                if self.first != NULL:
+                    waiter = <Waiter>self.first
+                    self.settle(waiter, SHUT, -1, fp_now())
+                elif self.first_watcher != NULL:
+                    waiter = <Waiter>self.first_watcher
+                    waiter.outcome = SHUT
+                    self.unlink(waiter, True)
+                if waiter is not None:
+                    asleep = not waiter.token
+                    waiter.token = True
+            if waiter is None:
+                return first
+            if asleep:
+                waiter.wake_call()
+
+    @property
+    def closed(self):
+        return fp_load(&self.is_closed) != 0
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def count(self, int event, int64_t amount=1):
+        """Add to one of the COUNT_* events."""
+        fp_add(&self.events[event], <uint64_t>amount)
+
+    def counts(self):
+        """(slots taken, available, waiting) now."""
+        return self.size, self.n_free(), self.n_waiting
+
+    def counters(self):
+        """Every counter since the start, by its name in the stats; times in ns."""
+        cdef uint64_t requests = fp_peek(&self.events[REQUESTS])
+        cdef uint64_t queued
+        cdef int64_t wait_ns
+        cdef int index
+        for index in range(self.capacity()):
+            requests += fp_peek(&self.slot(index).requests)
+        with self.mutex:
+            queued = self.queued
+            wait_ns = self.wait_ns
+        return {
+            "requests_num": requests,
+            "requests_queued": queued,
+            "requests_wait_ms": wait_ns,
+            "requests_errors": fp_peek(&self.events[REQUEST_ERRORS]),
+            "usage_ms": fp_peek(&self.events[USAGE_NS]),
+            "returns_bad": fp_peek(&self.events[RETURNS_BAD]),
+            "connections_num": fp_peek(&self.events[CONNECTS]),
+            "connections_ms": fp_peek(&self.events[CONNECT_NS]),
+            "connections_errors": fp_peek(&self.events[CONNECT_ERRORS]),
+            "connections_lost": fp_peek(&self.events[LOST]),
+        }
+
+    def survey(self):
+        """(waiting, ns the first has waited, list of slots), each slot as (state, backend pid,
+        age ns, ns in this state, uses, owner ident). One pass: each slot is counted once."""
+        cdef int n, index, waiting
+        cdef int64_t oldest = 0
+        cdef int64_t now
+        cdef View *views
+        cdef View *view
+        cdef Slot *slot
+        cdef Detail *detail
+        n = self.capacity()
+        views = <View *>PyMem_RawCalloc(n, sizeof(View))
+        if views == NULL:
+            raise MemoryError
+        try:
+            with self.mutex:
+                now = fp_now()
+                waiting = self.n_waiting
+                if self.first != NULL:
+                    oldest = now - (<Waiter>self.first).since
+                for index in range(n):
+                    slot = self.slot(index)
+                    view = &views[index]
+                    view.state = self.state(index)
+                    view.since = <int64_t>fp_peek(&slot.since)
+                    view.uses = fp_peek(&slot.uses)
+                    view.owner = fp_peek(&slot.owner)
+                    detail = &self.chunk(index).details[index & 63]
+                    if detail.entry != NULL:
+                        view.pid = (<Entry>detail.entry).backend_pid
+                        view.created = (<Entry>detail.entry).created
+                    else:
+                        view.created = -1
+                n = max(n if self.max_size == 0 else self.max_size, last_taken(views, n))
+            # Outside the mutex, for building these allocates.
+            slots = [
+                (
+                    views[index].state,
+                    views[index].pid if views[index].created >= 0 else None,
+                    max(0, now - views[index].created) if views[index].created >= 0 else None,
+                    max(0, now - views[index].since) if views[index].since else 0,
+                    views[index].uses if views[index].created >= 0 else 0,
+                    views[index].owner if views[index].state == IN_USE else None,
+                )
+                for index in range(n)
+            ]
+        finally:
+            PyMem_RawFree(views)
+        return waiting, oldest, slots
+
+    def state_name(self, int index):
+        """The state of one slot, by its name."""
+        if not 0 <= index < self.capacity():
+            raise IndexError(f"no slot {index}")
+        return STATES[self.state(index)]
+
+    def idle(self):
+        """The available connections, the next to be lent first. Looks at one slot after the other;
+        each goes back to its place in the order."""
+        cdef int index
+        found = []
+        for index in range(self.capacity()):
+            if self.claim_this(index):
+                found.append((fp_peek(&self.chunk(index).turn[index & 63]), index,
+                              <object>self.slot(index).conn))
+                self.publish(index, False)
+        if fp_load_seq(&self.attention):
+            self.serve()
+        found.sort(key=by_index if self.lifo else by_turn)
+        return [conn for _, _, conn in found]
+
+    def verify(self):
+        """Check the invariants that hold at rest; raise AssertionError naming the one that broke.
+
+        For tests: nothing else may use the table meanwhile.
+        """
+        cdef int index, state
+        cdef int taken = 0
+        cdef int growing = 0
+        cdef int linked = 0
+        cdef bint bit
+        cdef Slot *slot
+        cdef PyObject *cursor
+        connections = set()
+        for index in range(self.capacity()):
+            slot = self.slot(index)
+            state = self.state(index)
+            bit = (fp_load(&self.chunk(index).free) >> (index & 63)) & 1
+            growing += self.chunk(index).details[index & 63].growth
+            taken += state != EMPTY
+            demand(bit == (state == AVAILABLE), f"slot {index} is {STATES[state]}, its bit {bit}")
+            demand((slot.conn != NULL) == (state == AVAILABLE) or state == IN_USE,
+                   f"slot {index} is {STATES[state]}, its reference {slot.conn != NULL}")
+            if slot.conn != NULL:
+                demand(<size_t>slot.conn not in connections, f"slot {index}: held twice")
+                connections.add(<size_t>slot.conn)
+        cursor = self.first
+        while cursor != NULL:
+            linked += 1
+            demand((<Waiter>cursor).outcome == WAITING, "a settled waiter is queued")
+            cursor = (<Waiter>cursor).next
+        demand(taken == self.size, f"{taken} slots taken, size {self.size}")
+        demand(growing == self.growing, f"{growing} slots growing, counted {self.growing}")
+        demand(linked == self.n_waiting, f"{linked} queued, counted {self.n_waiting}")
+        demand(fp_load(&self.attention) % CLOSED_BIAS
+               == <uint64_t>(self.n_waiting + self.n_watching), "attention miscounts")
+        demand(self.max_size == 0 or self.size <= self.max_size or self.surplus,
+               f"size {self.size} above {self.max_size}")
+
+
+def by_turn(row):
+    return row[0]
+
+
+def by_index(row):
+    return row[1]
+
+
+cdef demand(bint holds, str what):
+    if not holds:
+        raise AssertionError(what)

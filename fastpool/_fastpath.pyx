@@ -1,0 +1,269 @@
+"""The hot path: lend a free connection, take a healthy one back, without a Python frame.
+
+Owns: the two operations that a program does millions of, and the `with pool.connection()` block
+around them. Refuses: every case that is not plain. A pool that is not open, a check or reset
+callback, INFO logging switched on, an expired or broken connection, an open transaction, somebody
+to wait for: each is left to the shell's `_getconn` and `_putconn`, which decide it in full.
+
+A lending is: open, nothing to call or log -> claim a bit -> stamp -> set `conn._pool`.
+A return is: its slot is IN_USE and this call made it RETURNING -> transaction idle -> neither
+expired nor drained -> unset `conn._pool` -> set the bit -> nobody waits.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastpool._core cimport (
+    Entry, Slot, SlotTable, TAKEN, USAGE_NS,
+    fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
+)
+
+import functools
+import logging
+
+logger = logging.getLogger("psycopg.pool")
+
+# Asking a logger for its level is a Python call. Loggers remember the answer in a dictionary that
+# they clear when any level changes; where there is none, the method is called.
+cdef object INFO = logging.INFO
+cdef object NO_CACHE = {}
+cdef object levels = getattr(logger, "_cache", NO_CACHE)
+if not isinstance(levels, dict):
+    levels = NO_CACHE
+
+
+cdef bint logs_info() except -1:
+    known = (<dict>levels).get(INFO)
+    if known is False:
+        return False
+    return logger.isEnabledFor(INFO)
+
+
+cdef object SLOT = "_slot"
+cdef object POOL = "_pool"
+cdef object STATUS = "transaction_status"
+
+
+cdef class FastPath:
+    """What every pool inherits: its slot table, and the plain cases of lending and returning.
+
+    The shell keeps `_lends` and `_keeps` up to date: whether there is anything to do at a lending
+    or a return besides moving the slot.
+    """
+
+    cdef readonly SlotTable _table
+    cdef public bint _lends         # open, used before
+    cdef public object _check       # the user's callbacks
+    cdef public object _configure
+    cdef public object _reset
+
+    def _set_table(self, SlotTable table not None):
+        self._table = table
+
+    cpdef object _lend(self):
+        """Return a free connection, None when anything about that is not plain."""
+        cdef SlotTable table = self._table
+        cdef Slot *slot
+        cdef int index
+        if not self._lends or self._check is not None or logs_info():
+            return None
+        if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
+            return None
+        index = table.claim()
+        if index < 0:
+            return None
+        slot = table.slot(index)
+        if slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&table.epoch):
+            table.publish(index, False)         # as it was, for the shell to find
+            if fp_load_seq(&table.attention):
+                table.serve()
+            return None
+        conn = table.lend(index, True)
+        conn._pool = self
+        return conn
+
+    cpdef bint _keep(self, conn) except -1:
+        """Take a connection back. Return False, with nothing done, when that is not plain."""
+        cdef SlotTable table = self._table
+        cdef Slot *slot
+        cdef Entry entry
+        cdef object found
+        if self._reset is not None or logs_info() or not self._lends:
+            return False
+        found = getattr(conn, SLOT, None)
+        if type(found) is not Entry:
+            return False
+        entry = <Entry>found
+        if entry.leased:
+            return False
+        status = entry.pgconn.transaction_status
+        if status != 0:                         # not IDLE
+            return False
+        slot = table.slot(entry.index) if entry.table_id == <void *>table else NULL
+        if (slot == NULL or slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&table.epoch)
+                or fp_load(&table.is_surplus)):
+            return False
+        if table.begin_return_c(entry, -1) != TAKEN:
+            return False
+        conn._pool = None
+        table.make_available(slot, entry, conn)
+        table.publish(entry.index, True)
+        if fp_load_seq(&table.attention):
+            table.serve()
+            if fp_load(&table.is_closed):
+                self._sweep()
+        return True
+
+
+cdef class ThreadFastPath(FastPath):
+    """getconn() and putconn() of the thread pools."""
+
+    def getconn(self, timeout: "float | None" = None):
+        """Lend a connection.
+
+        Return an available one at once. Else open one if the pool may grow, or wait until one
+        is given back, first come first served. Give it back with `putconn()`; better, use
+        `connection()` or `connect()`.
+
+        *timeout*: seconds to wait at most, None for the pool's `timeout`. With 0 or less it never
+        waits. Blocks while waiting, and while a `check` callback runs.
+
+        Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
+        TooManyRequests when `max_waiting` others wait already. Thread-safe.
+        """
+        conn = self._lend()
+        if conn is not None:
+            return conn
+        return self._getconn(timeout)
+
+    def putconn(self, conn) -> None:
+        """Give back a connection that `getconn()` lent.
+
+        An open transaction is rolled back, with a warning; a broken, busy or expired connection
+        is closed, and replaced. Blocks only for the rollback; with a `reset` callback all of that
+        is done by a worker thread.
+
+        Raises ValueError when the connection is not lent by this pool. Thread-safe: of two calls
+        for one lending, one is refused.
+        """
+        if not self._keep(conn):
+            self._putconn(conn)
+
+
+# --- the driver's own `with conn:` ------------------------------------------------------------
+#
+# On an idle connection without an open transaction block or pipeline the driver's __enter__ and
+# __exit__ do nothing, for ~700 ns. They are left out where that is certain: the class resolves to
+# the driver's own methods, and has not been changed since that was looked up. A type's version tag
+# is how CPython itself knows the latter (PyType_Modified sets a new one).
+
+cdef extern from *:
+    """
+    #define fp_version(o) (Py_TYPE(o)->tp_version_tag)
+    """
+    unsigned int fp_version(object)
+
+cdef fp_atomic plain_version        # of the last such class; tags are unique, and never 0 there
+cdef tuple DRIVER_METHODS = (
+    "__enter__", "__exit__", "commit", "_commit_gen", "wait", "closed", "close",
+)
+
+
+cdef bint is_plain(conn) except -1:
+    """Whether the class of *conn* is one whose `with` block is the driver's own."""
+    cdef unsigned int version = fp_version(conn)
+    return version != 0 and version == fp_peek(&plain_version) or learn_plain(conn)
+
+
+cdef bint learn_plain(conn) except -1:
+    cls = type(conn)
+    own = getattr(cls, "__getattribute__", None) is object.__getattribute__
+    for name in DRIVER_METHODS:
+        method = getattr(cls, name, None)
+        method = getattr(method, "fget", method)        # `closed` is a property
+        module = getattr(method, "__globals__", {}).get("__name__", "")
+        own = own and module in ("psycopg.connection", "psycopg._connection_base")
+    if own:
+        fp_poke(&plain_version, fp_version(conn))
+    return own
+
+
+cdef bint leaves_nothing(conn) except -1:
+    """Whether leaving `with conn:` without an exception would do nothing."""
+    return (
+        conn.pgconn.transaction_status == 0
+        and conn._num_transactions == 0
+        and not conn._tpc
+        and conn._pipeline is None
+        and "commit" not in conn.__dict__
+    )
+
+
+cdef class ConnectionBlock:
+    """What `pool.connection()` returns: a context manager, and a decorator as contextlib's are.
+
+    Nothing happens before it is entered. One that is dropped while entered gives back.
+    """
+
+    cdef object pool
+    cdef object timeout
+    cdef object conn
+    cdef Entry entry
+    cdef uint64_t lending           # the slot's word while it is lent to this block
+    cdef int64_t began
+
+    def __cinit__(self, pool, timeout):
+        self.pool = pool
+        self.timeout = timeout
+
+    def __enter__(self):
+        pool = self.pool
+        if self.conn is not None:
+            raise RuntimeError("this block is entered already: call connection() once for each")
+        conn = pool.getconn(self.timeout)
+        self.began = fp_now()
+        if not is_plain(conn):
+            try:
+                type(conn).__enter__(conn)
+            except BaseException:
+                pool.putconn(conn)
+                raise
+        self.conn = conn
+        found = getattr(conn, SLOT, None)
+        if type(found) is Entry:
+            self.entry = found
+            self.lending = self.word()
+        return conn
+
+    cdef uint64_t word(self):
+        return fp_load(&(<FastPath?>self.pool)._table.slot(self.entry.index).word)
+
+    def __exit__(self, exc_type, exc, traceback):
+        pool = self.pool
+        conn = self.conn
+        self.conn = None
+        if self.entry is not None and self.word() != self.lending and pool.close_returns:
+            # Given back inside the block, by close(): it may be somebody else's by now.
+            return None
+        try:
+            if exc_type is None and is_plain(conn) and leaves_nothing(conn):
+                return None
+            return type(conn).__exit__(conn, exc_type, exc, traceback)
+        finally:
+            try:
+                pool.putconn(conn)
+            finally:
+                fp_add(&(<FastPath?>pool)._table.events[USAGE_NS], fp_now() - self.began)
+
+    def __call__(self, func):
+        pool, timeout = self.pool, self.timeout
+
+        @functools.wraps(func)
+        def inner(*args, **kwargs):
+            with pool.connection(timeout):
+                return func(*args, **kwargs)
+
+        return inner
+
+    def __del__(self):
+        if self.conn is not None:
+            self.__exit__(GeneratorExit, GeneratorExit(), None)

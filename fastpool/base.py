@@ -1,0 +1,415 @@
+"""What every pool is, sync or async, plain or null: parameters, life cycle, figures.
+
+Owns: validation, the live settings, the open/closed state, statistics, the attributes that other
+programs read. Refuses: I/O and waiting. Those are the shells', through the few primitives at the
+end of BasePool; the policies that use them (lending, connector, upkeep) are written once, as
+coroutines. A thread pool's primitives never suspend, so `run()` carries such a coroutine to its
+end in one step; an async pool awaits it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from ._core import COUNT_LOST, Gauge, SlotTable, Waiter
+from ._fastpath import FastPath, logger
+from .errors import PoolClosed
+from .snapshot import Snapshot, take
+
+if TYPE_CHECKING:
+    from .connector import Connector
+
+T = TypeVar("T")
+Job = Callable[[], Coroutine[Any, Any, None]]
+
+_MS_KEYS = frozenset({"requests_wait_ms", "usage_ms", "connections_ms"})
+_NS_PER_MS = 1_000_000
+_NS_PER_S = 1_000_000_000
+
+
+def run(policy: Coroutine[Any, Any, T]) -> T:
+    """Carry a thread pool's policy to its end. Its primitives block, so it never suspends."""
+    try:
+        policy.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    policy.close()
+    raise RuntimeError("bug: a policy of a thread pool suspended")
+
+
+class Timer(Protocol):
+    """Something that will happen later."""
+
+    def cancel(self) -> object:
+        """Make it not happen, if it has not happened yet."""
+
+
+class AttemptWithBackoff:
+    """The delays between attempts to connect: doubling from INITIAL_DELAY, jittered, at most
+    MAX_DELAY, the last one cut short at the moment of giving up. Times in seconds."""
+
+    INITIAL_DELAY = 1.0
+    DELAY_JITTER = 0.1
+    DELAY_BACKOFF = 2.0
+    MAX_DELAY = 1.0
+
+    def __init__(self, *, timeout: float) -> None:
+        self.timeout = timeout
+        self.delay = 0.0
+        self.give_up_at = 0.0
+
+    def next_delay(self, now: float) -> float | None:
+        """Return how long to wait before the next attempt; None when it is time to give up."""
+        if self.give_up_at == 0.0:
+            self.give_up_at = now + self.timeout
+            self.delay = BasePool._jitter(self.INITIAL_DELAY, -self.DELAY_JITTER, self.DELAY_JITTER)
+        elif now >= self.give_up_at:
+            return None
+        else:
+            self.delay *= self.DELAY_BACKOFF
+        self.delay = min(self.delay, self.MAX_DELAY)
+        return max(0.0, min(self.delay, self.give_up_at - now))
+
+
+class IdleView:
+    """A sized, iterable, read-only view of the idle connections, the next to be lent first."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.counts()[1]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._table.idle())
+
+    def __getitem__(self, index: int) -> Any:
+        return self._table.idle()[index]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} idle connections>"
+
+
+class WaitingView:
+    """The sized view of the requests that wait."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.counts()[2]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} waiting requests>"
+
+
+class BasePool(FastPath):
+    """Base class of all pools. Not for direct use."""
+
+    # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
+    _TAU_NS: ClassVar[int] = 1_000_000
+    _num_pool: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        conninfo: Any,
+        *,
+        connection_class: Any,
+        kwargs: Any,
+        min_size: int,
+        max_size: int | None,
+        configure: Any,
+        check: Any,
+        reset: Any,
+        name: str | None,
+        close_returns: bool,
+        timeout: float,
+        max_waiting: int,
+        max_lifetime: float,
+        max_idle: float,
+        reconnect_timeout: float,
+        reconnect_failed: Any,
+        num_workers: int,
+        order: str,
+        max_connecting: int,
+    ) -> None:
+        min_size, max_size = self._check_size(min_size, max_size)
+        if num_workers < 1:
+            raise ValueError("num_workers must be at least 1")
+        if order not in ("fifo", "lifo"):
+            raise ValueError(f"order must be 'fifo' or 'lifo', not {order!r}")
+        if max_connecting < 1:
+            raise ValueError("max_connecting must be at least 1")
+
+        self.conninfo = conninfo
+        self.connection_class = connection_class
+        self.kwargs = kwargs
+        self.name = name or self._new_name()
+        self.close_returns = close_returns
+        self.timeout = timeout
+        self.max_waiting = max_waiting
+        self.max_lifetime = max_lifetime
+        self.max_idle = max_idle
+        self.reconnect_timeout = reconnect_timeout
+        self.num_workers = num_workers
+
+        self._configure = configure
+        self._check = check
+        self._reset = reset
+        self._reconnect_failed = reconnect_failed
+        self._set_table(
+            SlotTable(
+                min_size,
+                max_size,
+                lifo=order == "lifo",
+                max_connecting=max_connecting,
+                tau_ns=self._TAU_NS,
+                on_lost=self._make_on_lost(),
+            )
+        )
+        self._opening = Gauge()
+        self._lost: deque[int] = deque()
+        self._popped: dict[str, int] = {}
+        self._last_error: BaseException | None = None
+        self._warns: str | None = None
+        self._connector: Connector
+        self._shrink_timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        cls = type(self)
+        return f"<{cls.__module__}.{cls.__qualname__} {self.name!r} at 0x{id(self):x}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a connection pool can't be pickled or copied: its sessions are its own")
+
+    # --- parameters ---------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_size(min_size: int, max_size: int | None) -> tuple[int, int]:
+        if max_size is None:
+            max_size = min_size
+        if min_size < 0:
+            raise ValueError("min_size cannot be negative")
+        if max_size < min_size:
+            raise ValueError("max_size must be greater or equal than min_size")
+        if min_size == max_size == 0:
+            raise ValueError("if min_size is 0 max_size must be greater than 0")
+        return min_size, max_size
+
+    @staticmethod
+    def _new_name() -> str:
+        BasePool._num_pool += 1
+        return f"pool-{BasePool._num_pool}"
+
+    @staticmethod
+    def _jitter(value: float, low: float, high: float) -> float:
+        """Return *value* changed by a random fraction of itself between *low* and *high*."""
+        return value * (1.0 + random.uniform(low, high))
+
+    @property
+    def min_size(self) -> int:
+        """How many connections the pool keeps open."""
+        return self._table.min_size
+
+    @property
+    def max_size(self) -> int:
+        """How many connections the pool opens at most."""
+        return self._table.max_size
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True when the pool can't lend: not open yet, or closed."""
+        return self._closed
+
+    @property
+    def _closed(self) -> bool:
+        return not self._opened or self._table.closed
+
+    @property
+    def _opened(self) -> bool:
+        return self._opening.inside > 0
+
+    def _begin_open(self) -> bool:
+        """Become open. Return True to the one caller who does the opening's work."""
+        if self._table.closed:
+            raise PoolClosed("pool has already been opened/closed and cannot be reused")
+        return self._opening.enter()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            when = "already closed" if self._table.closed else "not open yet"
+            raise PoolClosed(f"the pool {self.name!r} is {when}")
+
+    def _warn_once(self) -> None:
+        """Say what is to be said at the first use, and make way for the fast path."""
+        warns, self._warns = self._warns, None
+        if self._opened:
+            self._lends = True
+        if warns is not None:
+            warnings.warn(warns, DeprecationWarning, stacklevel=1)
+
+    # --- figures ------------------------------------------------------------------------------
+
+    def get_stats(self) -> dict[str, int]:
+        """Return the pool's measures as of now and its counters since the last `pop_stats()`.
+
+        Every key is there, always. Thread-safe; blocks nobody.
+        """
+        return self._measures() | self._since_popped(self._totals())
+
+    def pop_stats(self) -> dict[str, int]:
+        """Return what `get_stats()` does, and start the counters anew. Thread-safe."""
+        totals = self._totals()
+        counters = self._since_popped(totals)
+        self._popped = totals
+        return self._measures() | counters
+
+    def _measures(self) -> dict[str, int]:
+        size, available, waiting = self._table.counts()
+        return {
+            "pool_min": self.min_size,
+            "pool_max": self.max_size,
+            "pool_size": size,
+            "pool_available": available,
+            "requests_waiting": waiting,
+        }
+
+    def _totals(self) -> dict[str, int]:
+        # Times are kept in ns and cut to ms as totals, so that their parts add up.
+        return {
+            key: value // _NS_PER_MS if key in _MS_KEYS else value
+            for key, value in self._table.counters().items()
+        }
+
+    def _since_popped(self, totals: dict[str, int]) -> dict[str, int]:
+        popped = self._popped
+        return {key: value - popped.get(key, 0) for key, value in totals.items()}
+
+    def snapshot(self) -> Snapshot:
+        """Return an immutable picture of the pool: sizes, counts by state, waiters, each slot.
+
+        Consistent: the counts are made from the slots that it shows. Thread-safe; cheap enough
+        for a metrics loop, not for every request.
+        """
+        return take(self.name, self._table)
+
+    # --- private names that programs in the wild read -----------------------------------------
+
+    @property
+    def _pool(self) -> IdleView:
+        return IdleView(self._table)
+
+    @property
+    def _waiting(self) -> WaitingView:
+        return WaitingView(self._table)
+
+    @property
+    def _nconns(self) -> int:
+        return self._table.counts()[0]
+
+    def _expiry_ns(self, now_ns: int) -> int:
+        """When a connection made now expires: max_lifetime, less up to 5 % against stampedes."""
+        lifetime = self._jitter(self.max_lifetime, -0.05, 0.0)
+        return now_ns + int(min(lifetime, 1e9) * _NS_PER_S)
+
+    # --- lost connections ---------------------------------------------------------------------
+
+    def _make_on_lost(self) -> Callable[[int, int, int, int], None]:
+        """Make what the slot table calls, in a finalizer, for a connection that was collected
+        while it was lent."""
+        this = weakref.ref(self)
+
+        def on_lost(index: int, backend_pid: int, owner: int, held_ns: int) -> None:
+            pool = this()
+            if pool is not None:
+                pool._table.count(COUNT_LOST)
+                pool._lost.append(index)
+                pool._later(0.0, pool._replace_lost)
+                pool._warn_of_lost(backend_pid, owner, held_ns)
+
+        return on_lost
+
+    def _warn_of_lost(self, backend_pid: int, owner: int, held_ns: int) -> None:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        who = f"thread {names[owner]!r}" if owner in names else "a thread that has ended"
+        warnings.warn(
+            f"a connection of pool {self.name!r} (backend {backend_pid}), lent to {who}"
+            f" {held_ns / _NS_PER_S:.2f} sec before, was collected without being given back."
+            " Use `with pool.connection()`. Its slot is free again",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+    def _replace_lost(self) -> None:
+        while self._lost:
+            index = self._lost.popleft()
+            if self._table.recycle(index, True):
+                self._connector.start(index)
+
+    # --- what the connector plans -------------------------------------------------------------
+
+    def _retry_connect(self) -> None:
+        self._connector.retry()
+
+    def _revive(self) -> None:
+        if not self._closed:
+            self._connector.fill()
+
+    # --- what the shells define, sync or async: called through _call() ------------------------
+
+    if TYPE_CHECKING:
+
+        def close(self, timeout: float = 5.0) -> Any: ...
+        def reconnect_failed(self) -> Any: ...
+        def _connect(self, timeout: float | None = None) -> Any: ...
+        def _resolve_conninfo(self) -> Any: ...
+        def _resolve_kwargs(self) -> Any: ...
+        @staticmethod
+        def check_connection(conn: Any) -> Any: ...
+
+    # --- primitives of the shells -------------------------------------------------------------
+
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the user's function or the driver's."""
+        raise NotImplementedError
+
+    def _new_waiter(self) -> Waiter:
+        """Make what one blocked call parks on."""
+        raise NotImplementedError
+
+    async def _park(self, waiter: Waiter, deadline: float) -> None:
+        """Wait until woken or until the deadline (monotonic seconds, may be inf)."""
+        raise NotImplementedError
+
+    async def _sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        raise NotImplementedError
+
+    def _submit(self, job: Job) -> None:
+        """Have a chore done by somebody else, soon. Never blocks."""
+        raise NotImplementedError
+
+    def _later(self, delay: float, method: Callable[[], object]) -> Timer:
+        """Call one of the pool's methods in *delay* seconds, unless the pool is gone by then.
+
+        The method is quick: it submits a chore. May be called by a finalizer.
+        """
+        raise NotImplementedError
+
+
+def now() -> float:
+    """Return the clock of all deadlines, in seconds."""
+    return monotonic()
+
+
+__all__ = ["AttemptWithBackoff", "BasePool", "logger", "run"]

@@ -1,0 +1,341 @@
+"""Lending and taking back: every case that the fast path leaves.
+
+Owns: the order of events of a checkout (queue, grow, wait, check, retry) and of a return (roll
+back, reset, discard or keep). Sync and async pools run these same coroutines. Refuses: to know
+how a wait is done, and who connects.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psycopg.errors import ProgrammingError
+from psycopg.pq import TransactionStatus
+
+from . import leases
+from ._core import (
+    COUNT_LOST,
+    COUNT_REQUEST,
+    COUNT_REQUEST_ERROR,
+    COUNT_RETURN_BAD,
+    RETURN_LATE,
+    RETURN_TAKEN,
+    Waiter,
+)
+from .base import AttemptWithBackoff, BasePool, logger, now
+from .errors import PoolClosed, PoolTimeout, TooManyRequests
+
+if TYPE_CHECKING:
+    from .snapshot import SlotInfo
+
+IDLE = TransactionStatus.IDLE
+ACTIVE = TransactionStatus.ACTIVE
+UNKNOWN = TransactionStatus.UNKNOWN
+
+# How many of the longest lendings a PoolTimeout names.
+_HOLDERS_NAMED = 3
+
+
+# --- checkout ---------------------------------------------------------------------------------
+
+
+async def checkout(pool: BasePool, timeout: float | None) -> Any:
+    """Lend a connection, waiting for one if need be: the whole of `getconn()`."""
+    logger.info("connection requested from %r", pool.name)
+    pool._table.count(COUNT_REQUEST)
+    pool._warn_once()
+    pool._require_open()
+    if timeout is None:
+        timeout = pool.timeout
+    deadline = now() + timeout
+    failed: set[Any] = set()
+    backoff: AttemptWithBackoff | None = None
+
+    while True:
+        conn = await _acquire(pool, timeout, deadline)
+        if pool._check is None:
+            break
+        error = await _failed_check(pool, conn)
+        if error is None:
+            break
+        # There are two cases. Another connection may pass: try it at once. This one failed before
+        # and came round again, so all that are idle have failed: wait for things to change.
+        if conn._slot not in failed:
+            failed.add(conn._slot)
+            continue
+        backoff = backoff or AttemptWithBackoff(timeout=max(0.0, deadline - now()))
+        delay = backoff.next_delay(now())
+        if delay is None or now() + delay >= deadline:
+            await pool._sleep(max(0.0, deadline - now()))
+            raise _timeout_error(pool, timeout, error) from None
+        await pool._sleep(delay)
+
+    logger.info("connection given by %r", pool.name)
+    return conn
+
+
+async def _failed_check(pool: BasePool, conn: Any) -> BaseException | None:
+    """Run the user's check. On failure put the connection back, or in its place a new one."""
+    try:
+        await pool._call(pool._check, conn)
+    except BaseException as error:
+        fails = isinstance(error, Exception)
+        if fails:
+            logger.info("connection failed check: %s", error)
+        if pool._table.begin_return(conn) == RETURN_TAKEN:
+            await finish_return(pool, conn, served=False)
+        if not fails:
+            raise
+        return error
+    return None
+
+
+async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
+    """Get a connection that is neither expired nor drained, with `_pool` set."""
+    table = pool._table
+    while True:
+        conn = table.checkout()
+        if conn is None:
+            break
+        if not table.is_expired(conn._slot):
+            conn._pool = pool
+            return conn
+        logger.info("discarding expired connection %s", conn)
+        table.begin_return(conn)
+        await discard(pool, conn)
+
+    if timeout <= 0.0:
+        raise _timeout_error(pool, timeout)
+    waiter = pool._new_waiter()
+    try:
+        conn = table.enqueue(waiter, pool.max_waiting)
+    except OverflowError:
+        table.count(COUNT_REQUEST_ERROR)
+        waiting = table.counts()[2]
+        raise TooManyRequests(
+            f"the pool {pool.name!r} has already {waiting} requests waiting"
+        ) from None
+    if conn is None:
+        conn = await _wait(pool, waiter, timeout, deadline)
+    conn._pool = pool
+    return conn
+
+
+async def _wait(pool: BasePool, waiter: Waiter, timeout: float, deadline: float) -> Any:
+    """Stand in the queue until a connection comes, the deadline passes, or the pool closes."""
+    table = pool._table
+    try:
+        pool._connector.grow()
+        while True:
+            if not waiter.is_settled:
+                await pool._park(waiter, deadline)
+            conn = table.resume(waiter)
+            if conn is None and waiter.was_shut:
+                raise PoolClosed(f"the pool {pool.name!r} is closed")
+            if conn is None and now() >= deadline:
+                conn = table.abandon(waiter)
+                if conn is None:
+                    raise _timeout_error(pool, timeout)
+            if conn is not None:
+                return conn
+    except BaseException:
+        # Interrupted, cancelled, timed out: leave the queue, and hand on what came meanwhile.
+        table.count(COUNT_REQUEST_ERROR)
+        conn = table.abandon(waiter)
+        if conn is not None:
+            table.begin_return(conn)
+            if table.restore(conn):
+                await close_idle(pool)
+        raise
+
+
+def _timeout_error(
+    pool: BasePool, timeout: float, error: BaseException | None = None
+) -> PoolTimeout:
+    """Say how long it took, in what state the pool is, who holds it, and what stops it growing."""
+    snapshot = pool.snapshot()
+    limit = f"of at most {snapshot.max_size} " if snapshot.max_size else ""
+    parts = [
+        f"{snapshot.size} {limit}connections open, {snapshot.counts['in_use']} in use, "
+        f"{snapshot.waiting} requests waiting"
+    ]
+    held = sorted(
+        (slot for slot in snapshot.slots if slot.state == "in_use"),
+        key=lambda slot: -slot.time_in_state,
+    )
+    if held:
+        names = ", ".join(_holder(slot) for slot in held[:_HOLDERS_NAMED])
+        parts.append(f"held longest by {names}")
+    if error is not None:
+        parts.append(f"the last check failed with {type(error).__name__}: {error}")
+    if pool._last_error is not None:
+        last = pool._last_error
+        parts.append(f"the last connection attempt failed with {type(last).__name__}: {last}")
+    return PoolTimeout(
+        f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts).strip()
+    )
+
+
+def _holder(slot: SlotInfo) -> str:
+    who = f"thread {slot.owner_name!r}" if slot.owner_name else "a thread that has ended"
+    return f"{who} for {slot.time_in_state:.2f} sec (backend {slot.backend_pid})"
+
+
+# --- return -----------------------------------------------------------------------------------
+
+
+async def give_back(pool: BasePool, conn: Any) -> None:
+    """Take back a connection: the whole of `putconn()`."""
+    if isinstance(conn, leases.Lease):
+        lent = leases.end(conn, pool)
+        if lent is None:
+            refuse(pool, conn)
+        await accept(pool, lent)
+    elif _begin_return(pool, conn):
+        await accept(pool, conn)
+
+
+async def accept(pool: BasePool, conn: Any) -> None:
+    """Go on with a return that is this caller's: here, or in a worker if there is a reset."""
+    logger.info("returning connection to %r", pool.name)
+    if pool._reset is not None and not pool._closed:
+        pool._submit(partial(finish_return, pool, conn))
+    else:
+        await finish_return(pool, conn)
+
+
+def _begin_return(pool: BasePool, conn: Any) -> bool:
+    """Claim the return. False: it was reclaimed before, and this is its late return."""
+    outcome = pool._table.begin_return(conn)
+    if outcome != RETURN_TAKEN and outcome != RETURN_LATE:
+        refuse(pool, conn)
+    return bool(outcome == RETURN_TAKEN)
+
+
+def refuse(pool: BasePool, conn: Any) -> None:
+    """Raise the ValueError for a connection that this pool has not lent."""
+    other = getattr(conn, "_pool", None)
+    if other is None or other is pool:
+        origin = "it doesn't come from any pool"
+    else:
+        origin = f"it comes from pool {other.name!r}"
+    raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {conn}")
+
+
+async def close_broken(pool: BasePool, conn: Any) -> None:
+    """The borrower closed a connection that is dead: free its slot, though it keeps the object."""
+    if pool._table.begin_return(conn) == RETURN_TAKEN:
+        logger.info("returning connection to %r", pool.name)
+        pool._table.count(COUNT_RETURN_BAD)
+        logger.warning("discarding closed connection: %s", conn)
+        await discard(pool, conn, late=True)
+
+
+async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
+    """Make a RETURNING connection fit to be lent, or replace it.
+
+    *served* is False when a checkout puts back what failed its check: that a connection is
+    found broken then is what checks are for, not worth a warning.
+    """
+    table = pool._table
+    try:
+        if pool._closed:
+            await discard(pool, conn)
+            return
+        await _clean(pool, conn)
+        # There are four cases, in this order: broken; older than it may be, or than the last
+        # drain; more than a resize left room for; healthy.
+        status = conn.pgconn.transaction_status
+        if status == UNKNOWN or conn.closed:
+            if served:
+                table.count(COUNT_RETURN_BAD)
+                logger.warning("discarding closed connection: %s", conn)
+            else:
+                table.count(COUNT_LOST)
+                logger.info("not serving connection found broken")
+            await discard(pool, conn)
+        elif table.is_expired(conn._slot):
+            logger.info("discarding expired connection")
+            await discard(pool, conn)
+        elif table.surplus:
+            logger.info("discarding connection beyond the pool's maximum")
+            await discard(pool, conn)
+        else:
+            conn._pool = None
+            if table.restore(conn):
+                await close_idle(pool)
+    except BaseException:
+        # Cancelled, or interrupted: whatever state the session is in, its slot must not be lost.
+        if table.state_name(conn._slot.index) == "returning" and not table.is_retired(conn._slot):
+            await discard(pool, conn)
+        raise
+
+
+async def _clean(pool: BasePool, conn: Any) -> None:
+    """Roll back what is open, then run the user's reset. What can't be cleaned is closed."""
+    status = conn.pgconn.transaction_status
+    if status == UNKNOWN:
+        return
+    if status == ACTIVE:
+        logger.warning("closing returned connection: %s", conn)
+        await close(pool, conn)
+        return
+    if status != IDLE:
+        logger.warning("rolling back returned connection: %s", conn)
+        try:
+            await pool._call(conn.rollback)
+        except Exception as error:
+            logger.warning(
+                "rollback failed: %s: %s. Discarding connection %s",
+                type(error).__name__,
+                error,
+                conn,
+            )
+            await close(pool, conn)
+            return
+    if pool._reset is not None:
+        try:
+            await pool._call(pool._reset, conn)
+            status = conn.pgconn.transaction_status
+            if status != IDLE:
+                name = TransactionStatus(status).name
+                raise ProgrammingError(
+                    f"connection left in status {name} by reset function {pool._reset}: discarded"
+                )
+        except Exception as error:
+            logger.warning("error resetting connection: %s", error)
+            await close(pool, conn)
+
+
+# --- taking out -------------------------------------------------------------------------------
+
+
+async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: bool = True) -> None:
+    """Take a connection that the caller owns out of the table, close it, and owe a new one."""
+    index = pool._table.evict(conn, late)
+    try:
+        await close(pool, conn)
+    finally:
+        if pool._table.recycle(index, replace):
+            pool._connector.start(index)
+        else:
+            pool._connector.grow()
+
+
+async def close(pool: BasePool, conn: Any) -> None:
+    """Close a connection for real. A failure is logged: the session is given up anyway."""
+    conn._pool = None  # else the driver's close() may give it back instead
+    try:
+        await pool._call(conn.close)
+    except Exception as error:
+        logger.info("error closing connection: %s", error)
+
+
+async def close_idle(pool: BasePool) -> None:
+    """Close every idle connection of a closed pool."""
+    table = pool._table
+    for index in range(table.capacity()):
+        conn = table.reserve(index)
+        if conn is not None:
+            await discard(pool, conn, replace=False)

@@ -1,0 +1,320 @@
+"""The connection pool for threads.
+
+Owns: the public surface of ConnectionPool, and how a thread waits, calls, and has chores done.
+Refuses: policies, which it shares with the other pools (lending, connector, upkeep).
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+import psycopg
+from psycopg import Connection
+
+from . import housekeeper, leases, lending, upkeep
+from ._core import Waiter
+from ._fastpath import ConnectionBlock, ThreadFastPath
+from .abc import CT, ConnectFailedCB, ConnectionCB, ConninfoParam, KwargsParam
+from .base import BasePool, Job, Timer, logger, now, run
+from .connector import Connector, open_connection
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Self
+
+
+_IMPLICIT_OPEN = (
+    "the default for the {} 'open' parameter will become 'False' in a future release. Please say"
+    " open=True or open=False, or use the pool as a context manager"
+)
+
+
+class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
+    """A pool of connections to one PostgreSQL, for threads.
+
+    *conninfo*, *kwargs*: what each connection is opened with; either may be a callable, which is
+    asked at every attempt.
+    *connection_class*: its `connect()` opens connections.
+    *min_size*, *max_size*: how many connections stand open, and how many at most (None: min_size).
+    *open*: whether the constructor opens the pool; use `with ConnectionPool(...)`, or `open()`.
+    *configure(conn)*: prepares each new connection.
+    *check(conn)*: looks at each connection before it is lent; what raises is not lent.
+    *reset(conn)*: cleans each connection that comes back, in a worker thread.
+    *name*: appears in logs and thread names.
+    *close_returns*: `conn.close()` gives the connection back instead of closing it.
+    *timeout*: how long `getconn()` waits by default, in seconds.
+    *max_waiting*: how many requests may wait; 0 for any number.
+    *max_lifetime*: a connection is replaced after so many seconds (less up to 5 %).
+    *max_idle*: a connection beyond min_size that was not needed for so many seconds is closed.
+    *reconnect_timeout*: for how many seconds failing connects are repeated before
+    *reconnect_failed(pool)* is called.
+    *num_workers*: how many threads connect and reset at a time; they end when idle.
+    *order*: which idle connection is lent next: "fifo", the one idle longest, uses all alike;
+    "lifo" keeps few busy and lets the others grow idle.
+    *max_connecting*: how many connects may be under way at once for requests that wait.
+
+    Thread-safe. Raises ValueError for sizes that make no sense.
+    """
+
+    def __init__(
+        self,
+        conninfo: ConninfoParam = "",
+        *,
+        connection_class: type[CT] = cast("type[CT]", Connection),
+        kwargs: KwargsParam | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: ConnectionCB[CT] | None = None,
+        check: ConnectionCB[CT] | None = None,
+        reset: ConnectionCB[CT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: ConnectFailedCB | None = None,
+        num_workers: int = 3,
+        order: str = "fifo",
+        max_connecting: int = 1,
+    ) -> None:
+        if close_returns and not leases.DRIVER_RETURNS and connection_class is not Connection:
+            raise TypeError(
+                "close_returns=True with a connection_class of your own needs psycopg 3.3 or newer:"
+                f" this is {psycopg.__version__}"
+            )
+        super().__init__(
+            conninfo,
+            connection_class=connection_class,
+            kwargs=kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+            close_returns=close_returns,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+            order=order,
+            max_connecting=max_connecting,
+        )
+        self._connector = Connector(self)
+        self._workers = Workers(self.name, num_workers)
+        if open is None:
+            self._warns = _IMPLICIT_OPEN.format(type(self).__name__)
+        if open or open is None:
+            self._open()
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool: start connecting `min_size` connections, in the background.
+
+        *wait*: block until they are there, *timeout* seconds at most (see `wait()`).
+
+        Raises PoolClosed when the pool has been closed: it can't be opened again. Harmless when
+        it is open. Thread-safe.
+        """
+        self._open()
+        if wait:
+            self.wait(timeout)
+
+    def _open(self) -> None:
+        if not self._begin_open():
+            return
+        self._workers = Workers(self.name, self.num_workers)
+        for index in self._table.owed():
+            self._connector.start(index)
+        self._plan_shrink()
+        if self._warns is None:
+            self._lends = True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
+
+        Lent connections stay usable, and are closed when they are given back. Blocks until the
+        worker threads have ended, *timeout* seconds at most. Harmless when closed already, or never
+        opened. Thread-safe.
+        """
+        if not self._opened or not self._table.close():
+            return
+        self._lends = False
+        logger.debug("pool %r closed", self.name)
+        if self._shrink_timer is not None:
+            self._shrink_timer.cancel()
+        self._connector.close()
+        self._workers.drain()
+        run(lending.close_idle(self))
+        self._workers.join(timeout)
+
+    def __enter__(self) -> Self:
+        self._warns = None
+        self.open()
+        self._lends = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Block until `min_size` connections stand available.
+
+        Raises PoolTimeout, and closes the pool, when they don't within *timeout* seconds: the
+        message names the server's error. Raises PoolClosed when the pool is not open.
+        """
+        run(upkeep.wait(self, timeout))
+
+    # --- lending ------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+        # Inherited from the fast path, which can't be generic.
+        def getconn(self, timeout: float | None = None) -> CT: ...
+        def putconn(self, conn: CT) -> None: ...
+
+    def _getconn(self, timeout: float | None) -> Any:
+        return run(lending.checkout(self, timeout))
+
+    def _putconn(self, conn: Any) -> None:
+        run(lending.give_back(self, conn))
+
+    def connection(self, timeout: float | None = None) -> AbstractContextManager[CT]:
+        """Lend a connection for a `with` block: committed at its end, rolled back if it raises.
+
+        *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
+        """
+        return cast("AbstractContextManager[CT]", ConnectionBlock(self, timeout))
+
+    def connect(self, timeout: float | None = None) -> CT:
+        """Lend a connection whose `close()` gives it back; so does leaving `with pool.connect()`.
+
+        The lease is an instance of the connection class. When it has been given back it is a
+        closed connection for its borrower, whatever becomes of the session; closing it again is
+        harmless.
+
+        *timeout* and what it raises: as `getconn()`. Thread-safe.
+        """
+        return cast(CT, leases.lease(self, self.getconn(timeout)))
+
+    def _accept(self, conn: Any) -> None:
+        run(lending.accept(self, conn))
+
+    def _close_broken(self, conn: Any) -> None:
+        run(lending.close_broken(self, conn))
+
+    def _sweep(self) -> None:
+        run(lending.close_idle(self))
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    def _connect(self, timeout: float | None = None) -> CT:
+        """Open one connection. To be overridden by subclasses that connect in their own way."""
+        return cast(CT, run(open_connection(self, timeout)))
+
+    def _resolve_conninfo(self) -> str:
+        conninfo = self.conninfo
+        return (conninfo() if callable(conninfo) else conninfo) or ""
+
+    def _resolve_kwargs(self) -> dict[str, Any]:
+        kwargs = self.kwargs
+        return (kwargs() if callable(kwargs) else kwargs) or {}
+
+    def reconnect_failed(self) -> None:
+        """Call the user's `reconnect_failed` callback."""
+        if self._reconnect_failed is not None:
+            self._reconnect_failed(self)
+
+    # --- upkeep -------------------------------------------------------------------------------
+
+    def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the sizes; opens what is missing to the new minimum, in the background.
+
+        Shrinking closes nothing at once: connections beyond *max_size* are closed when they come
+        back, those beyond *min_size* as they grow idle. Raises ValueError. Thread-safe.
+        """
+        upkeep.resize(self, min_size, max_size)
+
+    def drain(self) -> None:
+        """Replace every connection: those idle now, those lent when they come back.
+
+        Blocks while it closes the idle ones. Thread-safe.
+        """
+        if not self._closed:
+            run(upkeep.drain(self))
+
+    def check(self) -> None:
+        """Check each idle connection where it stands, and replace those that are broken.
+
+        Blocks for a round trip each. The others are lent meanwhile. Thread-safe.
+        """
+        if not self._closed:
+            run(upkeep.check(self))
+
+    @staticmethod
+    def check_connection(conn: CT) -> None:
+        """Make a round trip to the server; raise if the connection is broken.
+
+        For `check=ConnectionPool.check_connection`. Leaves the connection IDLE.
+        """
+        if conn.autocommit:
+            conn.execute("")
+            return
+        conn.autocommit = True
+        try:
+            conn.execute("")
+        finally:
+            conn.autocommit = False
+
+    def _plan_shrink(self) -> None:
+        self._shrink_timer = self._later(max(self.max_idle, 0.01), self._shrink)
+
+    def _shrink(self) -> None:
+        if not self._closed:
+            self._submit(lambda: upkeep.shrink(self))
+            self._plan_shrink()
+
+    # --- primitives ---------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    def _new_waiter(self) -> Waiter:
+        # Looked up each time: gevent may have put a lock of its own there.
+        gate = _thread.allocate_lock()
+        gate.acquire()
+        return Waiter(gate, gate.release)
+
+    async def _park(self, waiter: Waiter, deadline: float) -> None:
+        remaining = deadline - now()
+        if remaining > threading.TIMEOUT_MAX:
+            waiter.gate.acquire()
+        elif remaining > 0:
+            waiter.gate.acquire(True, remaining)
+
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def _submit(self, job: Job) -> None:
+        self._workers.submit(job)
+
+    def _later(self, delay: float, method: Callable[[], object]) -> Timer:
+        return housekeeper.later(delay, method)

@@ -1,0 +1,106 @@
+"""An immutable picture of a pool: sizes, states, waiters, and one entry a slot.
+
+Owns: the two picture classes, and how a survey of the slot table becomes one. Every count is made
+from the entries of the same survey, so the counts add up whatever the pool does meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ._core import STATES, SlotTable
+
+_NS = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """One slot. Times in seconds; None where the slot's state has no such fact."""
+
+    index: int
+    state: str
+    """empty, connecting, available, in_use, returning, reserved or closing."""
+    backend_pid: int | None
+    """The server process of its connection."""
+    age: float | None
+    """Since the connection was made."""
+    time_in_state: float
+    """Since it entered this state; for a slot in use: how long it has been lent."""
+    uses: int
+    """How often this connection has been lent."""
+    owner_name: str | None
+    """For a slot in use: the name of the thread that borrowed it, None when that has ended."""
+    owner_ident: int | None
+    """For a slot in use: the ident of the thread that borrowed it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pool at one moment. Times in seconds."""
+
+    name: str
+    min_size: int
+    max_size: int
+    """0: no limit."""
+    size: int
+    """Slots that are not empty."""
+    counts: Mapping[str, int]
+    """How many slots are in each state; all states are present."""
+    waiting: int
+    """Requests that wait for a connection."""
+    oldest_wait: float
+    """How long the first of them has waited; 0 when nobody waits."""
+    slots: tuple[SlotInfo, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the picture as a dictionary that json can write."""
+        return {
+            "name": self.name,
+            "min_size": self.min_size,
+            "max_size": self.max_size,
+            "size": self.size,
+            "counts": dict(self.counts),
+            "waiting": self.waiting,
+            "oldest_wait": self.oldest_wait,
+            "slots": [slot.as_dict() for slot in self.slots],
+        }
+
+
+def take(name: str, table: SlotTable) -> Snapshot:
+    """Picture *table*. Thread-safe; blocks nobody for longer than the copying of the slots."""
+    waiting, oldest, rows = table.survey()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    slots = tuple(
+        SlotInfo(
+            index=index,
+            state=STATES[state],
+            backend_pid=pid,
+            age=None if age is None else age * _NS,
+            time_in_state=since * _NS,
+            uses=uses,
+            owner_name=None if owner is None else names.get(owner),
+            owner_ident=owner,
+        )
+        for index, (state, pid, age, since, uses, owner) in enumerate(rows)
+    )
+    counts = dict.fromkeys(STATES, 0)
+    for slot in slots:
+        counts[slot.state] += 1
+    return Snapshot(
+        name=name,
+        min_size=table.min_size,
+        max_size=table.max_size,
+        size=len(slots) - counts["empty"],
+        counts=MappingProxyType(counts),
+        waiting=waiting,
+        oldest_wait=oldest * _NS,
+        slots=slots,
+    )

@@ -1,0 +1,119 @@
+"""Upkeep of a pool as a whole: shrink, check, drain, resize, wait until full.
+
+Owns: the operations that look at all slots, one at a time, so that the pool goes on lending
+meanwhile. Refuses: decisions about a single lending, which are lending's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._core import COUNT_LOST
+from .base import logger, now
+from .errors import PoolClosed, PoolTimeout
+from .lending import close_idle, discard
+
+if TYPE_CHECKING:
+    from .base import BasePool
+
+
+async def shrink(pool: BasePool) -> None:
+    """Close one connection if, over the last `max_idle` seconds, it was one too many."""
+    found = pool._table.reserve_surplus()
+    if found is not None:
+        conn, unused = found
+        logger.info(
+            "shrinking pool %r to %s because %s unused connections in the last %s sec",
+            pool.name,
+            pool._nconns - 1,
+            unused,
+            pool.max_idle,
+        )
+        await discard(pool, conn, replace=False)
+
+
+async def check(pool: BasePool) -> None:
+    """Check every idle connection where it stands; replace those that fail or have expired."""
+    table = pool._table
+    for index in range(table.capacity()):
+        conn = table.reserve(index)
+        if conn is None:
+            continue
+        expired = table.is_expired(conn._slot)
+        try:
+            if not expired:
+                await pool._call(pool.check_connection, conn)
+        except Exception:
+            table.count(COUNT_LOST)
+            logger.warning("discarding broken connection: %s", conn)
+            await discard(pool, conn)
+            continue
+        except BaseException:
+            await discard(pool, conn)
+            raise
+        if expired:
+            logger.info("discarding expired connection %s", conn)
+            await discard(pool, conn)
+        elif table.restore(conn, False):
+            await close_idle(pool)
+    if not pool._closed:
+        pool._connector.fill()
+
+
+async def drain(pool: BasePool) -> None:
+    """Replace every connection of today: the idle ones now, the lent ones when they return."""
+    table = pool._table
+    table.new_epoch()
+    for index in range(table.capacity()):
+        conn = table.reserve(index)
+        if conn is None:
+            continue
+        if table.is_expired(conn._slot):
+            await discard(pool, conn)
+        elif table.restore(conn, False):
+            await close_idle(pool)
+
+
+def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
+    """Set the sizes. Opens what is missing to the minimum; closes nothing at once."""
+    min_size, max_size = pool._check_size(min_size, max_size)
+    logger.info("resizing %r to min_size=%s max_size=%s", pool.name, min_size, max_size)
+    table = pool._table
+    table.resize(min_size, max_size)
+    if pool._opened:
+        if not pool._closed:
+            pool._connector.fill()
+            pool._connector.grow()
+    elif not table.closed:
+        # Not open yet: the connects owed at opening are as many as the new minimum.
+        while table.enter(min_size) >= 0:
+            pass
+        for index in reversed(table.owed()[min_size:]):
+            table.vacate(index)
+
+
+async def wait(pool: BasePool, timeout: float) -> None:
+    """Wait until `min_size` connections stand available; close the pool if they don't in time."""
+    pool._warn_once()
+    pool._require_open()
+    deadline = now() + timeout
+    waiter = pool._new_waiter()
+    table = pool._table
+    if not table.watch(waiter):
+        logger.info("waiting for pool %r initialization", pool.name)
+        try:
+            while not waiter.is_settled and now() < deadline:
+                await pool._park(waiter, deadline)
+        finally:
+            settled = table.unwatch(waiter)
+        if settled and not waiter.was_shut:
+            logger.info("pool %r is ready to use", pool.name)
+        if not settled:
+            cause = pool._last_error
+            await pool._call(pool.close)
+            text = f"pool initialization incomplete after {timeout} sec"
+            if cause is not None:
+                text += f": the last connection attempt failed with {type(cause).__name__}: {cause}"
+            raise PoolTimeout(text)
+    if waiter.was_shut:
+        raise PoolClosed(f"the pool {pool.name!r} is closed")

@@ -1,0 +1,103 @@
+"""Threads that do a pool's chores: they start when there is work and end when there is none.
+
+Owns: the queue of chores and how many threads work on it. Refuses: to know what a chore is.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from time import monotonic
+
+from ._core import Gauge
+from .base import Job, logger, run
+
+# How long a thread stays for the next chore (seconds). A `reset` callback makes every return a
+# chore: without this each would start a thread.
+LINGER = 0.02
+
+
+class Workers:
+    """At most *limit* threads at a time. Thread-safe without locks, also in a finalizer."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._running = Gauge()
+        self._idle = Gauge()
+        self._threads: set[threading.Thread] = set()
+        self._number = 0
+
+    def submit(self, job: Job) -> None:
+        """Have *job* done by one of the threads."""
+        self._jobs.put(job)
+        if self._jobs.qsize() > self._idle.inside and self._running.enter(self._limit):
+            self._start()
+
+    def _start(self) -> None:
+        name = f"{self._name}-worker-{self._number % self._limit}"
+        self._number += 1
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending
+            self._threads.discard(thread)
+            self._running.leave()
+
+    def _work(self) -> None:
+        while True:
+            while (job := self._next()) is not None:
+                _do(job)
+                del job  # it may hold the last reference to the pool
+            self._running.leave()
+            # A job put in since may have found this thread idle, and counts on it.
+            if self._jobs.empty() or not self._running.enter(self._limit):
+                break
+        self._threads.discard(threading.current_thread())
+
+    def _next(self) -> Job | None:
+        """Return the next chore; None when there was none for a while, or it is time to end."""
+        try:
+            return self._jobs.get_nowait()
+        except queue.Empty:
+            pass
+        self._idle.enter(self._limit)
+        try:
+            return self._jobs.get(timeout=LINGER)
+        except queue.Empty:
+            return None
+        finally:
+            self._idle.leave()
+
+    def drain(self) -> None:
+        """Do the chores that are queued, in this thread."""
+        while not self._jobs.empty():
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None:
+                _do(job)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the threads have ended; warn of those that did not in *timeout* seconds."""
+        deadline = monotonic() + timeout
+        for _ in range(self._idle.inside):
+            self._jobs.put(None)
+        for thread in list(self._threads):
+            if thread is threading.current_thread():
+                continue
+            thread.join(max(0.0, deadline - monotonic()))
+            if thread.is_alive():
+                logger.warning("couldn't stop thread %r within %s seconds", thread.name, timeout)
+
+
+def _do(job: Job) -> None:
+    try:
+        run(job())
+    except ReferenceError:
+        pass  # the pool is gone, and its chores with it
+    except Exception as error:
+        logger.warning("task run %s failed: %s: %s", job, type(error).__name__, error)

@@ -1,0 +1,94 @@
+"""What the tests share: a PostgreSQL, a way to wait for a condition, and a watch on threads.
+
+Each test session has one server of its own, whatever DATABASE_URL says: tests kill backends. A test
+that stops or restarts a server makes one with `own_server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import pytest
+
+from fastpool.demo.postgres import PostgresServer
+
+T = TypeVar("T")
+
+POLL = 0.005
+THREAD_GRACE = 2.0
+
+
+class Eventually(Protocol):
+    """Wait until *predicate* returns something true, and return it.
+
+    Fails after *timeout* seconds; the failure names *what* was waited for and the last value.
+    """
+
+    def __call__(self, predicate: Callable[[], T], timeout: float = 5.0, what: str = "") -> T: ...
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 5.0, what: str = "") -> T:
+    """Do what Eventually says."""
+    deadline = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() > deadline
+        value = predicate()
+        if value:
+            return value
+        if late:
+            name = what or getattr(predicate, "__name__", repr(predicate))
+            raise AssertionError(f"not within {timeout:g} s: {name} (last: {value!r})")
+        time.sleep(POLL)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Eventually:
+    """Poll a condition with a deadline: `eventually(lambda: pool.waiting == 1, timeout=5)`."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL. Kill its backends; leave it running with its options."""
+    with PostgresServer(settings={"max_connections": "200"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dsn(server: PostgresServer) -> str:
+    """The session server's connection string."""
+    return server.dsn
+
+
+@pytest.fixture
+def own_server() -> Iterator[Callable[..., PostgresServer]]:
+    """Make a server for one test, which may stop and restart it: `own_server(tcp=True)`.
+
+    Takes the arguments of PostgresServer; the server runs when it is returned.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(*args: Any, **kwargs: Any) -> PostgresServer:
+            return stack.enter_context(PostgresServer(*args, **kwargs))
+
+        yield make
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Fail a test that leaves behind threads which would keep the interpreter from exiting."""
+    before = set(threading.enumerate())
+
+    def left() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t not in before and not t.daemon]
+
+    yield
+    deadline = time.monotonic() + THREAD_GRACE
+    while left() and time.monotonic() < deadline:
+        time.sleep(POLL)
+    if names := [thread.name for thread in left()]:
+        pytest.fail(f"threads left behind: {names}")

@@ -1,0 +1,201 @@
+"""What a checkout promises: a Makefile that explains itself, scripts that say what is missing,
+pinned actions, and figures in the README that come from a run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+READY = {"version": "3.11", "supported": "yes", "venv": "yes", "cc": "cc", "include": "/nowhere"}
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not (ROOT / "Makefile").exists(),
+    reason="these tests need the checkout around them, and a shell",
+)
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run *command* in the checkout with *environment* on top of this one."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=50,
+    )
+
+
+@pytest.fixture
+def python_that_says(tmp_path: Path) -> Callable[[Mapping[str, str]], Path]:
+    """Make an interpreter that answers the preflight with the facts it is given."""
+
+    def make(facts: Mapping[str, str]) -> Path:
+        path = tmp_path / "python3"
+        answers = "\n".join(facts[name] for name in READY)
+        path.write_text(f"#!/bin/sh\ncat >/dev/null\ncat <<'EOF'\n{answers}\nEOF\n")
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def headers(tmp_path: Path) -> str:
+    """A folder with a Python.h."""
+    (tmp_path / "Python.h").touch()
+    return str(tmp_path)
+
+
+def test_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", text, re.MULTILINE))
+    listed = re.findall(r"^  ([a-z-]+) +\S", run("make", "help").stdout, re.MULTILINE)
+    assert {"demo", "test", "lint", "bench", "stress"} <= targets
+    assert set(listed) == targets
+    assert len(listed) == len(targets)
+
+
+def test_preflight_accepts_the_interpreter_that_runs_the_tests() -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no compiler here")
+    done = run("sh", "scripts/preflight.sh", sys.executable)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_preflight_names_a_missing_python() -> None:
+    done = run("sh", "scripts/preflight.sh", "no-such-python")
+    assert done.returncode == 1
+    assert "no Python (no-such-python): apt-get install python3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fact", "line"),
+    [
+        ({"supported": "no", "version": "3.9"}, "is not CPython 3.10 or later, but 3.9: "),
+        ({"venv": "no"}, "no venv module in .*: apt-get install python3-venv"),
+        ({"cc": "no-such-cc"}, r"no C compiler \(no-such-cc\): apt-get install gcc libc6-dev"),
+        ({"cc": "false"}, "false cannot build a C program: apt-get install gcc libc6-dev"),
+        ({"include": "/nowhere"}, "no Python headers .*: apt-get install python3-dev"),
+    ],
+    ids=["old-python", "no-venv", "no-compiler", "broken-compiler", "no-headers"],
+)
+def test_preflight_says_in_one_line_what_is_missing(
+    python_that_says: Callable[[Mapping[str, str]], Path],
+    headers: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fact: dict[str, str],
+    line: str,
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    facts = READY | {"cc": "true", "include": headers} | fact
+    done = run("sh", "scripts/preflight.sh", python_that_says(facts))
+    assert done.returncode == 1
+    title, problem = done.stderr.splitlines()
+    assert title == "fastpool cannot be built here:"
+    assert re.search(line, problem)
+
+
+def test_preflight_names_all_that_is_missing_at_once(
+    python_that_says: Callable[[Mapping[str, str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    facts = READY | {"venv": "no", "cc": "no-such-cc"}
+    done = run("sh", "scripts/preflight.sh", python_that_says(facts))
+    assert len(done.stderr.splitlines()) == 1 + 3
+
+
+def test_make_stops_at_what_preflight_says(tmp_path: Path) -> None:
+    done = run("make", "test", f"VENV={tmp_path / 'venv'}", "PYTHON=no-such-python")
+    assert done.returncode != 0
+    assert "no Python (no-such-python)" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_make_leaves_a_folder_alone_that_is_no_environment(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    done = run("sh", "scripts/venv.sh", sys.executable, tmp_path)
+    assert done.returncode != 0
+    assert "is in the way" in done.stderr
+    assert (tmp_path / "precious").exists()
+
+
+def test_an_index_out_of_reach_is_called_no_network(tmp_path: Path) -> None:
+    done = run(
+        *("sh", "scripts/pip.sh", sys.executable, "download", "--no-cache-dir", "fastpool-absent"),
+        *("--dest", tmp_path),
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_RETRIES="0",
+    )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("no network: ")
+
+
+def test_another_failure_of_pip_is_not_called_no_network() -> None:
+    done = run("sh", "scripts/pip.sh", sys.executable, "install", "./no-such-folder")
+    assert done.returncode not in (0, 3)
+    assert "no network" not in done.stderr
+    assert "no-such-folder" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["preflight.sh", "pip.sh", "venv.sh", "install.sh"])
+def test_scripts_are_posix_shell(script: str) -> None:
+    path = ROOT / "scripts" / script
+    assert path.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+    assert run("sh", "-n", path).returncode == 0
+
+
+def test_ci_ends_with_pytest() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-1] == "step make stress"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_their_actions_and_hold_no_rights(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    uses = re.findall(r"uses: (.+)", text)
+    assert uses
+    assert [
+        use for use in uses if not re.fullmatch(r"\S+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)
+    ] == []
+    assert "\npermissions: {}\n" in text
+    assert text.count("persist-credentials: false") == text.count("actions/checkout@")
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_every_job_has_a_time_limit(workflow: Path) -> None:
+    jobs = workflow.read_text(encoding="utf-8").partition("\njobs:\n")[2]
+    names = re.findall(r"^  ([a-z]+):$", jobs, re.MULTILINE)
+    assert names
+    assert len(re.findall(r"^    timeout-minutes: \d+$", jobs, re.MULTILINE)) == len(names)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_jobs_only_call_the_makefile(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    gate = 'test "$RESULTS" = "success success success"'
+    commands = re.findall(r"run: (.+)", text)
+    assert [each for each in commands if not each.startswith("make ") and each != gate] == []
+
+
+def test_the_readme_shows_the_figures_of_the_stored_run() -> None:
+    done = run(sys.executable, "bench/figures.py", "check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_names_only_files_that_exist() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{document.name} links to {link}"
