@@ -27,7 +27,8 @@ def open_pool(peer: str, dsn: str, size: int, **connect: Any) -> Any:
         min_size=size,
         max_size=size,
         open=False,
-        close_returns=True,
+        # fastpool's connect() needs no such setting.
+        close_returns=peer == "psycopg_pool",
         name=f"bench-{peer}",
     )
     pool.open(wait=True, timeout=30.0)

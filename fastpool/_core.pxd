@@ -101,8 +101,9 @@ cdef class Entry:
 
 @cython.final
 cdef class Waiter:
-    cdef readonly object gate       # what the waiter parks on; the shell's
-    cdef object wake_call           # how to wake it
+    cdef readonly object gate       # what the waiter parks on, when that is the shell's
+    cdef object wake_call           # how to wake it then
+    cdef void *lock                 # else a thread's own lock, held while nobody has woken it
     cdef Waiter self_ref            # kept while queued, so that the queue owns its members
     cdef PyObject *next
     cdef PyObject *previous
@@ -181,6 +182,8 @@ cdef class SlotTable:
     cdef void link(self, Waiter waiter, bint watcher) noexcept
     cdef void unlink(self, Waiter waiter, bint watcher) noexcept
     cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept
+    cdef wake(self, Waiter waiter)
+    cdef int park(self, Waiter waiter, int64_t deadline) except -1
     cdef object after_leaving(self, Waiter waiter)
     cdef object collect(self, Waiter waiter)
     cdef Waiter serve_one(self, int64_t now, bint *again)

@@ -58,6 +58,16 @@ from cpython.weakref cimport PyWeakref_NewRef
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
+    void *PyThread_allocate_lock()
+    void PyThread_free_lock(void *lock)
+    int PyThread_acquire_lock(void *lock, int wait)
+    int PyThread_acquire_lock_timed(void *lock, long long microseconds, int interruptible)
+    void PyThread_release_lock(void *lock)
+    int PY_LOCK_INTR
+    long long PY_TIMEOUT_MAX
+
+cdef extern from "Python.h":
+    int Py_MakePendingCalls() except -1
 
 cdef enum Outcome:
     WAITING = 0
@@ -85,6 +95,8 @@ LIMIT = MAX_SLOTS
 # Added to `attention` by close(): a return to a closed table leaves the fast path.
 cdef enum:
     CLOSED_BIAS = 1 << 30
+
+cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
 cdef extern from *:
     """
@@ -141,15 +153,28 @@ cdef class Entry:
 
 
 cdef class Waiter:
-    """One blocked call. `gate` is what it parks on; `wake` is called, at most once a parking, to
-    end that. Belongs to one thread or task."""
+    """One blocked call. Belongs to one thread or task.
 
-    def __cinit__(self, gate, wake):
+    Without arguments it is for a thread, which parks in SlotTable.wait(). Else `gate` is what its
+    owner parks on, and `wake` is called, once a parking at most, to end that.
+    """
+
+    def __cinit__(self, gate=None, wake=None):
         self.gate = gate
         self.wake_call = wake
         self.outcome = WAITING
         self.index = -1
         self.owner = PyThread_get_thread_ident()
+        if wake is None:
+            self.lock = PyThread_allocate_lock()
+            if self.lock == NULL:
+                raise MemoryError
+            PyThread_acquire_lock(self.lock, 0)
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_release_lock(self.lock)
+            PyThread_free_lock(self.lock)
 
     @property
     def is_settled(self):
@@ -753,6 +778,51 @@ cdef class SlotTable:
             return None
         return self.after_leaving(waiter)
 
+    cdef wake(self, Waiter waiter):
+        """End the waiter's parking. Its token says that this happens once. Outside the mutex."""
+        if waiter.lock != NULL:
+            PyThread_release_lock(waiter.lock)
+        else:
+            waiter.wake_call()
+
+    cdef int park(self, Waiter waiter, int64_t deadline) except -1:
+        """Sleep until woken or until the deadline; signal handlers run, and may raise."""
+        cdef long long microseconds
+        cdef int outcome
+        while True:
+            microseconds = -1       # for ever
+            if deadline < NEVER:
+                microseconds = max(<int64_t>0, (deadline - fp_now() + 999) // 1000)
+                if microseconds > PY_TIMEOUT_MAX:
+                    microseconds = PY_TIMEOUT_MAX
+            with nogil:
+                outcome = PyThread_acquire_lock_timed(waiter.lock, microseconds, 1)
+            if outcome != PY_LOCK_INTR:
+                return 0
+            Py_MakePendingCalls()
+
+    def park_until(self, Waiter waiter not None, double timeout):
+        """Park the thread that watches with this waiter, *timeout* seconds at most."""
+        if waiter.outcome == WAITING:
+            self.park(waiter, NEVER if timeout >= 1e9 else fp_now() + <int64_t>(timeout * 1e9))
+
+    def wait(self, Waiter waiter not None, double timeout):
+        """Park the thread that queued this waiter. Return its connection; None when the table was
+        closed (was_shut), or none came in *timeout* seconds. Raises what signal handlers raise:
+        abandon() then.
+        """
+        cdef int64_t deadline = NEVER
+        if timeout < 1e9:
+            deadline = fp_now() + <int64_t>(timeout * 1e9)
+        while True:
+            if waiter.outcome == WAITING:
+                self.park(waiter, deadline)
+            conn = self.resume(waiter)
+            if conn is not None or waiter.outcome != WAITING:
+                return conn
+            if fp_now() >= deadline:
+                return self.abandon(waiter)
+
     cdef object after_leaving(self, Waiter waiter):
         """A waiter has its slot: others may be free as well, and the next in the queue asleep."""
         if fp_load_seq(&self.attention):
@@ -845,7 +915,7 @@ cdef class SlotTable:
             with self.mutex:
                 waiter = self.serve_one(now, &again)
             if waiter is not None:
-                waiter.wake_call()
+                self.wake(waiter)
 
     def watch(self, Waiter waiter not None):
         """Wait until min_size connections stand available. True when they do already."""
@@ -894,7 +964,7 @@ cdef class SlotTable:
             if waiter is None:
                 return first
             if asleep:
-                waiter.wake_call()
+                self.wake(waiter)
 
     @property
     def closed(self):

@@ -12,8 +12,10 @@ expired nor drained -> unset `conn._pool` -> set the bit -> nobody waits.
 
 from libc.stdint cimport int64_t, uint64_t
 
+cimport cython
+
 from fastpool._core cimport (
-    Entry, Slot, SlotTable, TAKEN, USAGE_NS,
+    Entry, NOT_LENT, REQUESTS, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
     fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
 )
 
@@ -83,39 +85,75 @@ cdef class FastPath:
 
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""
-        cdef SlotTable table = self._table
-        cdef Slot *slot
         cdef Entry entry
-        cdef object found
-        if self._reset is not None or logs_info() or not self._lends:
-            return False
-        found = getattr(conn, SLOT, None)
+        cdef object found = getattr(conn, SLOT, None)
         if type(found) is not Entry:
             return False
         entry = <Entry>found
-        if entry.leased:
+        if entry.leased or not is_fit(self, entry):
             return False
-        status = entry.pgconn.transaction_status
-        if status != 0:                         # not IDLE
+        if self._table.begin_return_c(entry, -1) != TAKEN:
             return False
-        slot = table.slot(entry.index) if entry.table_id == <void *>table else NULL
-        if (slot == NULL or slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&table.epoch)
-                or fp_load(&table.is_surplus)):
-            return False
-        if table.begin_return_c(entry, -1) != TAKEN:
-            return False
-        conn._pool = None
-        table.make_available(slot, entry, conn)
-        table.publish(entry.index, True)
-        if fp_load_seq(&table.attention):
-            table.serve()
-            if fp_load(&table.is_closed):
-                self._sweep()
+        put_back(self, entry, conn)
         return True
 
 
+cdef bint is_fit(FastPath pool, Entry entry) except -1:
+    """Whether a connection can be taken back as it is."""
+    cdef SlotTable table = pool._table
+    cdef Slot *slot
+    if pool._reset is not None or not pool._lends or logs_info() or entry.table_id != <void *>table:
+        return False
+    if entry.pgconn.transaction_status != 0:            # not IDLE
+        return False
+    slot = table.slot(entry.index)
+    return (slot.expires > fp_now_coarse() and slot.epoch == fp_peek(&table.epoch)
+            and not fp_load(&table.is_surplus))
+
+
+cdef int put_back(FastPath pool, Entry entry, conn) except -1:
+    """RETURNING -> AVAILABLE, of a connection that is fit."""
+    cdef SlotTable table = pool._table
+    conn._pool = None
+    table.make_available(table.slot(entry.index), entry, conn)
+    table.publish(entry.index, True)
+    if fp_load_seq(&table.attention):
+        table.serve()
+        if fp_load(&table.is_closed):
+            pool._sweep()
+    return 0
+
+
+cdef object stand_in_line(FastPath pool, timeout):
+    """Wait for a connection of a pool that is at its maximum; None when that is not plain."""
+    cdef SlotTable table = pool._table
+    cdef Waiter waiter
+    cdef double seconds
+    if not pool._lends or pool._check is not None or logs_info() or table.has_room():
+        return None
+    if pool.max_waiting != 0:
+        return None
+    seconds = pool.timeout if timeout is None else timeout
+    waiter = pool._new_waiter()
+    if waiter.lock == NULL or not seconds > 0:
+        return None
+    conn = table.enqueue(waiter)
+    fp_add(&table.events[REQUESTS], 1)
+    if conn is None:
+        try:
+            conn = table.wait(waiter, seconds)
+            if conn is None:
+                pool._refuse_waiter(waiter, seconds)
+        except BaseException:
+            pool._leave_queue(waiter)
+            raise
+    conn._pool = pool
+    return conn
+
+
 cdef class ThreadFastPath(FastPath):
-    """getconn() and putconn() of the thread pools."""
+    """getconn() and putconn() of the thread pools. No field and no C method: the pools inherit
+    this beside BasePool, and only the first base's are laid out."""
 
     def getconn(self, timeout: "float | None" = None):
         """Lend a connection.
@@ -131,9 +169,11 @@ cdef class ThreadFastPath(FastPath):
         TooManyRequests when `max_waiting` others wait already. Thread-safe.
         """
         conn = self._lend()
-        if conn is not None:
-            return conn
-        return self._getconn(timeout)
+        if conn is None:
+            conn = stand_in_line(self, timeout)
+        if conn is None:
+            conn = self._getconn(timeout)
+        return conn
 
     def putconn(self, conn) -> None:
         """Give back a connection that `getconn()` lent.
@@ -196,6 +236,74 @@ cdef bint leaves_nothing(conn) except -1:
         and conn._pipeline is None
         and "commit" not in conn.__dict__
     )
+
+
+cdef class Lease:
+    """One lending by `connect()`. Closing it, or leaving its block, gives the connection back.
+
+    Base of the classes that leases.py derives from connection classes: an instance shares the
+    attributes of the connection while it is valid, and has those of a closed one afterwards.
+    """
+
+    # None when the lease has ended.
+    cdef FastPath pool
+    cdef object conn
+    cdef Entry entry
+    cdef int64_t generation
+    cdef dict closed                # what a closed connection's attributes are
+
+    def _begin(self, FastPath pool not None, conn, Entry entry not None, dict closed not None):
+        """Become the lease of *conn*, which *pool* has just lent."""
+        self.closed = closed
+        self.pool = pool
+        self.conn = conn
+        self.entry = entry
+        self.generation = fp_load(&pool._table.slot(entry.index).word) >> 8
+        entry.leased = True
+        self.__dict__ = conn.__dict__
+
+    cdef object end(self):
+        """Become a closed connection. Return (pool, connection) to the one caller who has to give
+        back, None to all others."""
+        cdef int outcome = NOT_LENT
+        found = None
+        attributes = self.closed.copy()
+        with cython.critical_section(self):
+            if self.entry is not None:
+                found = self.pool, self.conn
+                outcome = self.pool._table.begin_return_c(self.entry, self.generation)
+                self.pool = self.conn = self.entry = None
+        if found is not None:
+            self.__dict__ = attributes
+        return found if outcome == TAKEN else None
+
+    def _pool_of(self):
+        """The pool while the lease is valid, else None."""
+        return self.pool
+
+    def close(self):
+        """Give the connection back to the pool. Harmless when that has been done already."""
+        cdef Entry entry
+        found = self.end()
+        if found is None:
+            return
+        pool, conn = found
+        entry = conn._slot
+        if is_fit(pool, entry):
+            put_back(pool, entry, conn)
+        else:
+            pool._accept(conn)
+
+    def __exit__(self, exc_type, exc, traceback):
+        conn = self.conn
+        try:
+            if conn is not None and not (exc_type is None and is_plain(conn) and leaves_nothing(conn)):
+                return type(conn).__exit__(self, exc_type, exc, traceback)
+        finally:
+            self.close()
+
+    def _dropped(self):
+        """In place of the driver's finalizer: the session is the connection's, not the lease's."""
 
 
 cdef class ConnectionBlock:

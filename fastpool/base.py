@@ -387,8 +387,12 @@ class BasePool(FastPath):
         """Make what one blocked call parks on."""
         raise NotImplementedError
 
-    async def _park(self, waiter: Waiter, deadline: float) -> None:
-        """Wait until woken or until the deadline (monotonic seconds, may be inf)."""
+    async def _wait(self, waiter: Waiter, timeout: float) -> Any:
+        """Wait for a connection. None after *timeout* seconds, or when the waiter was shut."""
+        raise NotImplementedError
+
+    async def _watch(self, waiter: Waiter, timeout: float) -> None:
+        """Wait until the waiter is settled, *timeout* seconds at most."""
         raise NotImplementedError
 
     async def _sleep(self, seconds: float) -> None:

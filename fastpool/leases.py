@@ -21,42 +21,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.pq import PGconn
 
-from ._core import RETURN_TAKEN
+from ._fastpath import Lease
 
 if TYPE_CHECKING:
     from .base import BasePool
 
 # Before 3.3 the driver's close() knows nothing of pools.
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
-
-
-class Lease:
-    """One lending of a connection. Closing it, or leaving its block, gives the connection back."""
-
-    __slots__ = ()
-
-    # (pool, connection, generation) while valid. A slot of the derived classes, so that it is not
-    # among the attributes that are shared with the connection.
-    _lent: tuple[Any, Any, int] | None
-
-    def close(self) -> None:
-        """Give the connection back to the pool. Harmless when that has been done already."""
-        lent = self._lent
-        if lent is not None:
-            pool, conn, generation = lent
-            if _claim(self, pool, conn, generation):
-                pool._accept(conn)
-
-    def __exit__(self, *exc_info: Any) -> Any:
-        try:
-            return super().__exit__(*exc_info)  # type: ignore[misc]  # the connection class has it
-        finally:
-            self.close()
-
-    def __del__(self) -> None:
-        # Not the driver's: the attributes are the connection's. A lease that was dropped takes
-        # the connection with it, and that is what the slot table notices.
-        pass
 
 
 class ReturnOnClose:
@@ -82,35 +53,25 @@ class ReturnOnClose:
 
 
 @functools.cache
-def _derived(mixin: type, cls: type, slots: tuple[str, ...]) -> type:
+def _derived(mixin: type, cls: type) -> type:
     """Return the class that puts *mixin* before *cls*, under the name of *cls*."""
-    body = {
-        "__slots__": slots,
+    body: dict[str, Any] = {
+        "__slots__": (),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
+    if mixin is Lease:
+        body["__del__"] = Lease._dropped
     return type(cls.__name__, (mixin, cls), body)
 
 
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
-    entry = conn._slot
     cls: Any = type(conn)
-    lent: Any = object.__new__(_derived(Lease, cls, ("_lent",)))
-    lent._lent = (pool, conn, pool._table.generation(entry))
-    lent.__dict__ = conn.__dict__
-    entry.leased = True
+    lent: Any = Lease.__new__(_derived(Lease, cls))
+    lent._begin(pool, conn, conn._slot, _closed_attributes())
     return lent
-
-
-def end(lent: Lease, pool: BasePool) -> Any:
-    """End a lease that `putconn()` was called with. Return its connection; None when it has ended
-    before, or is another pool's."""
-    held = lent._lent
-    if held is not None and held[0] is pool and _claim(lent, *held):
-        return held[1]
-    return None
 
 
 def return_on_close(conn: Any) -> None:
@@ -118,15 +79,7 @@ def return_on_close(conn: Any) -> None:
     cls: Any = type(conn)
     is_proxy = cls is not conn.__class__
     if issubclass(cls, psycopg.Connection) and not is_proxy:
-        conn.__class__ = _derived(ReturnOnClose, cls, ())
-
-
-def _claim(lent: Any, pool: BasePool, conn: Any, generation: int) -> bool:
-    """Make a lease a closed connection. True for the one caller who has to give back."""
-    outcome = pool._table.begin_return(conn, generation)
-    lent.__dict__ = dict(_closed_attributes())
-    lent._lent = None
-    return bool(outcome == RETURN_TAKEN)
+        conn.__class__ = _derived(ReturnOnClose, cls)
 
 
 @functools.cache

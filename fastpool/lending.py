@@ -8,12 +8,11 @@ how a wait is done, and who connects.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycopg.errors import ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import leases
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -23,6 +22,7 @@ from ._core import (
     RETURN_TAKEN,
     Waiter,
 )
+from ._fastpath import Lease
 from .base import AttemptWithBackoff, BasePool, logger, now
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
 
@@ -117,37 +117,33 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
             f"the pool {pool.name!r} has already {waiting} requests waiting"
         ) from None
     if conn is None:
-        conn = await _wait(pool, waiter, timeout, deadline)
+        try:
+            pool._connector.grow()
+            conn = await pool._wait(waiter, deadline - now())
+            if conn is None:
+                refuse_waiter(pool, waiter, timeout)
+        except BaseException:
+            await leave_queue(pool, waiter)
+            raise
     conn._pool = pool
     return conn
 
 
-async def _wait(pool: BasePool, waiter: Waiter, timeout: float, deadline: float) -> Any:
-    """Stand in the queue until a connection comes, the deadline passes, or the pool closes."""
+async def leave_queue(pool: BasePool, waiter: Waiter) -> None:
+    """Interrupted, cancelled, refused: leave, and hand on a connection that came meanwhile."""
     table = pool._table
-    try:
-        pool._connector.grow()
-        while True:
-            if not waiter.is_settled:
-                await pool._park(waiter, deadline)
-            conn = table.resume(waiter)
-            if conn is None and waiter.was_shut:
-                raise PoolClosed(f"the pool {pool.name!r} is closed")
-            if conn is None and now() >= deadline:
-                conn = table.abandon(waiter)
-                if conn is None:
-                    raise _timeout_error(pool, timeout)
-            if conn is not None:
-                return conn
-    except BaseException:
-        # Interrupted, cancelled, timed out: leave the queue, and hand on what came meanwhile.
-        table.count(COUNT_REQUEST_ERROR)
-        conn = table.abandon(waiter)
-        if conn is not None:
-            table.begin_return(conn)
-            if table.restore(conn):
-                await close_idle(pool)
-        raise
+    table.count(COUNT_REQUEST_ERROR)
+    conn = table.abandon(waiter)
+    if conn is not None:
+        table.begin_return(conn)
+        if table.restore(conn):
+            await close_idle(pool)
+
+
+def refuse_waiter(pool: BasePool, waiter: Waiter, timeout: float) -> NoReturn:
+    if waiter.was_shut:
+        raise PoolClosed(f"the pool {pool.name!r} is closed")
+    raise _timeout_error(pool, timeout)
 
 
 def _timeout_error(
@@ -187,11 +183,10 @@ def _holder(slot: SlotInfo) -> str:
 
 async def give_back(pool: BasePool, conn: Any) -> None:
     """Take back a connection: the whole of `putconn()`."""
-    if isinstance(conn, leases.Lease):
-        lent = leases.end(conn, pool)
-        if lent is None:
+    if isinstance(conn, Lease):
+        if conn._pool_of() is not pool:
             refuse(pool, conn)
-        await accept(pool, lent)
+        conn.close()
     elif _begin_return(pool, conn):
         await accept(pool, conn)
 
@@ -213,7 +208,7 @@ def _begin_return(pool: BasePool, conn: Any) -> bool:
     return bool(outcome == RETURN_TAKEN)
 
 
-def refuse(pool: BasePool, conn: Any) -> None:
+def refuse(pool: BasePool, conn: Any) -> NoReturn:
     """Raise the ValueError for a connection that this pool has not lent."""
     other = getattr(conn, "_pool", None)
     if other is None or other is pool:

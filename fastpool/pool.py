@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import threading
 import time
+import types
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, cast
@@ -34,6 +35,16 @@ _IMPLICIT_OPEN = (
     "the default for the {} 'open' parameter will become 'False' in a future release. Please say"
     " open=True or open=False, or use the pool as a context manager"
 )
+
+
+# What it is while gevent has not patched it; fastpool may be imported after that.
+_ALLOCATE_LOCK = type(_thread.allocate_lock) is types.BuiltinFunctionType and _thread.allocate_lock
+
+
+def _lock_timeout(deadline: float) -> float:
+    """Return a timeout that lock.acquire() takes: not negative, and -1 for one without end."""
+    remaining = deadline - now()
+    return -1 if remaining > threading.TIMEOUT_MAX else max(0.0, remaining)
 
 
 class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
@@ -197,6 +208,12 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     def _putconn(self, conn: Any) -> None:
         run(lending.give_back(self, conn))
 
+    def _refuse_waiter(self, waiter: Waiter, timeout: float) -> None:
+        lending.refuse_waiter(self, waiter, timeout)
+
+    def _leave_queue(self, waiter: Waiter) -> None:
+        run(lending.leave_queue(self, waiter))
+
     def connection(self, timeout: float | None = None) -> AbstractContextManager[CT]:
         """Lend a connection for a `with` block: committed at its end, rolled back if it raises.
 
@@ -298,17 +315,31 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         return function(*args)
 
     def _new_waiter(self) -> Waiter:
-        # Looked up each time: gevent may have put a lock of its own there.
+        if _thread.allocate_lock is _ALLOCATE_LOCK:
+            return Waiter()
+        # gevent has patched threading: park on its lock, which lets the other greenlets run.
         gate = _thread.allocate_lock()
         gate.acquire()
         return Waiter(gate, gate.release)
 
-    async def _park(self, waiter: Waiter, deadline: float) -> None:
-        remaining = deadline - now()
-        if remaining > threading.TIMEOUT_MAX:
-            waiter.gate.acquire()
-        elif remaining > 0:
-            waiter.gate.acquire(True, remaining)
+    async def _wait(self, waiter: Waiter, timeout: float) -> Any:
+        if waiter.gate is None:
+            return self._table.wait(waiter, timeout)
+        deadline = now() + timeout
+        while True:
+            if not waiter.is_settled:
+                waiter.gate.acquire(True, _lock_timeout(deadline))
+            conn = self._table.resume(waiter)
+            if conn is not None or waiter.is_settled:
+                return conn
+            if now() >= deadline:
+                return self._table.abandon(waiter)
+
+    async def _watch(self, waiter: Waiter, timeout: float) -> None:
+        if waiter.gate is None:
+            self._table.park_until(waiter, timeout)
+        else:
+            waiter.gate.acquire(True, _lock_timeout(now() + timeout))
 
     async def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)

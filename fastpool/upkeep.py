@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._core import COUNT_LOST
-from .base import logger, now
+from .base import logger
 from .errors import PoolClosed, PoolTimeout
 from .lending import close_idle, discard
 
@@ -96,14 +96,12 @@ async def wait(pool: BasePool, timeout: float) -> None:
     """Wait until `min_size` connections stand available; close the pool if they don't in time."""
     pool._warn_once()
     pool._require_open()
-    deadline = now() + timeout
     waiter = pool._new_waiter()
     table = pool._table
     if not table.watch(waiter):
         logger.info("waiting for pool %r initialization", pool.name)
         try:
-            while not waiter.is_settled and now() < deadline:
-                await pool._park(waiter, deadline)
+            await pool._watch(waiter, timeout)
         finally:
             settled = table.unwatch(waiter)
         if settled and not waiter.was_shut:

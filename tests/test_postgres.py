@@ -39,6 +39,8 @@ pytestmark = pytest.mark.skipif(
 )
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 
+# Nothing in it waits, so nothing in it notices that the postmaster is gone.
+ENDLESS = b"select count(*) from generate_series(1, 1000000000000)"
 REPOSITORY = str(Path(postgres.__file__).parents[2])
 
 
@@ -47,6 +49,13 @@ def ask(dsn: str, query: str) -> Any:
         row = connection.execute(query).fetchone()
     assert row is not None
     return row[0]
+
+
+@pytest.fixture(scope="module")
+def tcp_server() -> Iterator[PostgresServer]:
+    """A server that the tests of this module restart, and leave running."""
+    with PostgresServer(tcp=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -82,6 +91,15 @@ def guard_of(owner: int) -> int:
         if b"_postgres_guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     return found
+
+
+def hear(owner: subprocess.Popen[str]) -> str:
+    """Return the next line that a program says; fail with its last words when it says none."""
+    assert owner.stdout is not None
+    line = owner.stdout.readline()
+    if not line:
+        pytest.fail(owner.communicate(timeout=30)[1])
+    return line
 
 
 Program = Callable[..., "subprocess.Popen[str]"]
@@ -144,20 +162,17 @@ def test_a_server_without_tcp_listens_on_no_address(server: PostgresServer) -> N
     assert conninfo_to_dict(server.dsn)["host"] == str(server.socket_dir)
 
 
-def test_a_server_with_tcp_listens_on_loopback_only(
-    own_server: Callable[..., PostgresServer],
-) -> None:
-    server = own_server(tcp=True)
+def test_a_server_with_tcp_listens_on_loopback_only(tcp_server: PostgresServer) -> None:
+    server = tcp_server
     assert conninfo_to_dict(server.dsn)["host"] == "127.0.0.1"
     assert ask(server.dsn, "select inet_server_port()") == server.port
     assert ask(server.dsn, "show listen_addresses") == "127.0.0.1"
     assert ask(make_conninfo(server.dsn, host=str(server.socket_dir)), "select 1") == 1
 
 
-def test_tcp_asks_for_the_password(own_server: Callable[..., PostgresServer]) -> None:
-    server = own_server(tcp=True)
+def test_tcp_asks_for_the_password(tcp_server: PostgresServer) -> None:
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(server.dsn, password="wrong")
+        psycopg.connect(tcp_server.dsn, password="wrong")
 
 
 def test_a_taken_port_is_no_obstacle_to_a_first_start(
@@ -216,37 +231,63 @@ def test_the_environment_does_not_reach_a_server(
 # ---- its life
 
 
-def test_a_restart_keeps_data_and_address(own_server: Callable[..., PostgresServer]) -> None:
-    server = own_server(tcp=True)
-    pid, dsn = server.pid, server.dsn
+def keep_an_answer(dsn: str) -> int:
+    """Commit something to be found again, and return it."""
+    answer = time.monotonic_ns()
     with psycopg.connect(dsn) as connection:
-        connection.execute("create table kept as select 42 as answer")
+        connection.execute("create table if not exists kept (answer bigint)")
+        connection.execute("insert into kept values (%s)", [answer])
+    return answer
+
+
+def kept_answer(dsn: str) -> Any:
+    return ask(dsn, "select max(answer) from kept")
+
+
+def test_a_restart_keeps_data_and_address(tcp_server: PostgresServer) -> None:
+    server = tcp_server
+    pid, dsn = server.pid, server.dsn
+    answer = keep_an_answer(dsn)
     server.settings["work_mem"] = "7MB"
     server.restart()
     assert server.pid != pid
     assert server.dsn == dsn
-    assert ask(dsn, "select answer from kept") == 42
+    assert kept_answer(dsn) == answer
     assert ask(dsn, "show work_mem") == "7MB"
 
 
-def test_a_stopped_server_that_was_kept_comes_back(
-    own_server: Callable[..., PostgresServer],
-) -> None:
-    server = own_server()
-    with psycopg.connect(server.dsn) as connection:
-        connection.execute("create table kept as select 42 as answer")
-    server.stop("kill", keep=True)
+@pytest.mark.parametrize("mode", guard.MODES)
+def test_a_stopped_server_that_was_kept_comes_back(tcp_server: PostgresServer, mode: str) -> None:
+    answer = keep_an_answer(tcp_server.dsn)
+    tcp_server.stop(mode, keep=True)
     with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(server.dsn)
-    server.start()
-    assert ask(server.dsn, "select answer from kept") == 42
+        psycopg.connect(tcp_server.dsn)
+    tcp_server.start()
+    assert kept_answer(tcp_server.dsn) == answer
 
 
-def test_a_stop_leaves_nothing_and_a_second_one_is_harmless(place: Path) -> None:
+def test_a_killed_server_starts_again_with_its_data(
+    tcp_server: PostgresServer, eventually: Callable[..., Any]
+) -> None:
+    answer = keep_an_answer(tcp_server.dsn)
+    busy = psycopg.connect(tcp_server.dsn)
+    busy.pgconn.send_query(ENDLESS)
+    os.kill(tcp_server.pid, signal.SIGKILL)
+    eventually(lambda: not guard.is_alive(tcp_server.pid))
+    tcp_server.start()
+    busy.close()
+    assert kept_answer(tcp_server.dsn) == answer
+
+
+def test_a_stop_waits_for_no_client_and_leaves_nothing(place: Path) -> None:
     server = PostgresServer()
     server.start()
     dsn = server.dsn
-    server.stop()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("select 1")
+        server.stop()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("select 1")
     assert left_in(place) == []
     server.stop()
     with pytest.raises(RuntimeError, match="not running"):
@@ -269,18 +310,6 @@ def test_no_way_to_stop_is_invented(server: PostgresServer) -> None:
         server.stop("gentle")
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_stop_does_not_wait_for_clients(place: Path, mode: str) -> None:
-    server = PostgresServer()
-    server.start()
-    with psycopg.connect(server.dsn) as connection:
-        connection.execute("select 1")
-        server.stop(mode)
-        with pytest.raises(psycopg.OperationalError):
-            connection.execute("select 1")
-    assert left_in(place) == []
-
-
 def test_a_frozen_server_can_be_stopped(place: Path) -> None:
     with PostgresServer() as server:
         with psycopg.connect(server.dsn) as connection:
@@ -290,27 +319,12 @@ def test_a_frozen_server_can_be_stopped(place: Path) -> None:
     assert left_in(place) == []
 
 
-def test_a_killed_server_starts_again_with_its_data(
-    own_server: Callable[..., PostgresServer], eventually: Callable[..., Any]
-) -> None:
-    server = own_server()
-    with psycopg.connect(server.dsn) as connection:
-        connection.execute("create table kept as select 42 as answer")
-    busy = psycopg.connect(server.dsn)
-    busy.pgconn.send_query(b"select count(*) from generate_series(1, 1000000000000)")
-    os.kill(server.pid, signal.SIGKILL)
-    eventually(lambda: not guard.is_alive(server.pid))
-    server.start()
-    busy.close()
-    assert ask(server.dsn, "select answer from kept") == 42
-
-
 def test_nothing_is_left_of_a_killed_server(place: Path, eventually: Callable[..., Any]) -> None:
     segments = Path("/proc/sysvipc/shm")
     with PostgresServer() as server:
         segment = guard.pid_file(str(server.data))[6].split()
         busy = psycopg.connect(server.dsn)
-        busy.pgconn.send_query(b"select count(*) from generate_series(1, 1000000000000)")
+        busy.pgconn.send_query(ENDLESS)
         assert segment in (line.split()[:2] for line in segments.read_text().splitlines())
         os.kill(server.pid, signal.SIGKILL)
         eventually(lambda: not guard.is_alive(server.pid))
@@ -380,8 +394,8 @@ def test_a_ctrl_c_on_the_terminal_reaches_the_owner_only(
     owner = program(
         """
         server.start()
-        print(os.getpgid(server.pid), os.getsid(server.pid), flush=True)
         try:
+            print(os.getpgid(server.pid), os.getsid(server.pid), flush=True)
             sys.stdin.read()
         except KeyboardInterrupt:
             import psycopg
@@ -390,10 +404,9 @@ def test_a_ctrl_c_on_the_terminal_reaches_the_owner_only(
         """,
         start_new_session=True,
     )
-    assert owner.stdout is not None
-    assert str(owner.pid) not in owner.stdout.readline().split()
+    assert str(owner.pid) not in hear(owner).split()
     os.killpg(owner.pid, signal.SIGINT)
-    assert owner.stdout.readline() == "alive\n"
+    assert hear(owner) == "alive\n"
     owner.communicate(timeout=30)
     eventually(lambda: not left_in(place))
 
@@ -425,8 +438,7 @@ def test_a_guard_that_is_told_to_end_leaves_nothing(
     program: Program, place: Path, eventually: Callable[..., Any]
 ) -> None:
     owner = program()
-    assert owner.stdout is not None
-    assert owner.stdout.readline()
+    hear(owner)
     os.kill(guard_of(owner.pid), signal.SIGTERM)
     eventually(lambda: left_in(place) == [])
     _, said = owner.communicate(timeout=30)
@@ -474,8 +486,7 @@ def test_a_forked_child_does_not_keep_the_server(
         sys.stdin.read()
         """
     )
-    assert owner.stdout is not None
-    child = int(owner.stdout.readline())
+    child = int(hear(owner))
     owner.kill()
     eventually(lambda: not left_in(place))
     assert guard.is_alive(child)
@@ -569,8 +580,8 @@ def test_a_server_can_have_a_standby(
     if not server.bindir.joinpath("pg_basebackup").exists():
         pytest.skip("no pg_basebackup beside this server")
     copy = server.home / "standby"
-    server.run("pg_basebackup", "-D", copy, "-R", "-c", "fast", "-d", server.dsn)
-    standby = own_server(data=copy)
+    server.run("pg_basebackup", "-D", copy, "-R", "-N", "-c", "fast", "-d", server.dsn)
+    standby = own_server(server.settings | {"fsync": False}, data=copy)
     assert ask(standby.dsn, "select pg_is_in_recovery()")
     with psycopg.connect(server.dsn) as connection:
         connection.execute("create table sent as select 1")
@@ -601,13 +612,46 @@ def test_as_root_with_nobody_to_become_there_is_no_server(monkeypatch: pytest.Mo
 def test_an_ordinary_user_can_have_a_server(program: Program, place: Path) -> None:
     account = binaries.choose_account()
     assert account is not None
-    if not binaries.can_run(account, sys.executable, "-c", "import psycopg"):
-        pytest.skip(f"{account.name} cannot reach {sys.executable}")
-    owner = program(**binaries.as_user(account))
-    assert owner.stdout is not None
-    assert owner_of(int(owner.stdout.readline())) == account.uid
+    if not binaries.can_run(account, binaries.find_binaries().bindir / "postgres", "--version"):
+        pytest.skip(f"{account.name} cannot reach the server's programs")
+    # The user need not reach this interpreter, nor what it imports.
+    pythons = [sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"]
+    probe = ("-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 9))")
+    python = next((path for path in pythons if binaries.can_run(account, path, *probe)), None)
+    if python is None:
+        pytest.skip(f"{account.name} can run no Python of {pythons}")
+    owner = program(
+        f"""
+        os.setgroups([])
+        os.setgid({account.gid})
+        os.setuid({account.uid})
+        sys.executable = {python!r}
+        print(server.start() or server.pid, flush=True)
+        sys.stdin.read()
+        """
+    )
+    assert owner_of(int(hear(owner))) == account.uid
     owner.communicate(timeout=30)
     assert left_in(place) == []
+
+
+@needs_root
+def test_a_user_without_a_name_is_told_so(program: Program, place: Path) -> None:
+    owner = program("os.setgid(54321); os.setuid(54321); server.start()")
+    _, said = owner.communicate(timeout=30)
+    assert "user id 54321 has none" in said
+    assert left_in(place) == []
+
+
+@needs_root
+def test_programs_that_only_root_can_run_are_copied_with_care(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = place / "hidden"
+    monkeypatch.setenv("FASTPOOL_PG_BIN", str(pretend(hidden / "bin")))
+    hidden.chmod(0o700)
+    with pytest.raises(PostgresUnavailable, match="cannot run"):
+        PostgresServer().start()
 
 
 @needs_root
@@ -720,7 +764,7 @@ def test_the_sources_are_asked_in_their_order(bare: Path, monkeypatch: pytest.Mo
 def test_what_was_asked_for_is_not_replaced(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_wheel(bare, monkeypatch)
     monkeypatch.setenv("FASTPOOL_PG_BIN", str(bare / "nowhere"))
-    with pytest.raises(PostgresUnavailable, match="FASTPOOL_PG_BIN=.*nowhere has no initdb"):
+    with pytest.raises(PostgresUnavailable, match=r"FASTPOOL_PG_BIN=.*nowhere has no initdb"):
         binaries.find_binaries()
 
 

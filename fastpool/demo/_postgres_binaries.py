@@ -91,9 +91,18 @@ def choose_account() -> Account | None:
     """Return the user that a server is to run as, None for the one that we are.
 
     PostgreSQL refuses to run as root, and initdb wants a user that has a name. Raises
-    PostgresUnavailable when we are root and can become nobody else.
+    PostgresUnavailable when we are root and can become nobody else, or have no name.
     """
+    import pwd  # not on Windows, where this module can still be imported
+
     if os.geteuid() != 0:
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            raise PostgresUnavailable(
+                f"initdb wants a user that has a name, and user id {os.geteuid()} has none: give"
+                " it one in /etc/passwd, or run this as another user."
+            ) from None
         return None
     refused = []
     for account in _accounts():
@@ -111,7 +120,7 @@ def choose_account() -> Account | None:
 
 def _accounts() -> Iterator[Account]:
     """Yield the users worth a try: those without rights first, then a few of the others."""
-    import pwd  # not on Windows, where this module can still be imported
+    import pwd
 
     def rank(entry: pwd.struct_passwd) -> int:
         preferred = ("nobody", "postgres")

@@ -45,11 +45,15 @@ class OwnerGone(BaseException):
 def _libc() -> Any:
     """Return the C library through ctypes, or None where there is none to call."""
     try:
-        import ctypes
+        from ctypes import CDLL, c_int, c_ulong, c_void_p
 
-        return ctypes.CDLL(None)
+        libc = CDLL(None)
     except (ImportError, OSError):
         return None
+    libc.shmctl.argtypes = (c_int, c_int, c_void_p)
+    if sys.platform == "linux":
+        libc.prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+    return libc
 
 
 def children_of(pid: int) -> list[int]:
@@ -206,6 +210,8 @@ class Guard:
                 return self._start(command)
             self._stop(command["mode"])
             return {}
+        except OSError as error:
+            return {"error": str(error), "log": log_tail(self._spec["log"])}
         except Exception:
             return {"error": traceback.format_exc()}
 
@@ -259,7 +265,7 @@ class Guard:
         It writes to the log. When the guard dies it gets *death_signal* (on Linux).
         """
         guard = os.getpid()
-        log = os.open(self._spec["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        log = os.open(self._spec["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         pid = os.fork()
         if pid:

@@ -229,8 +229,6 @@ def _drive(
     if view is not None:
         view.begin(_title(contender, seconds), meter.frame())
     shown_at = 0.0
-    # A run that is shorter than a plain view's interval shows itself too.
-    interval = 0.0 if view is None else min(view.interval, seconds / 2)
     try:
         while not load.join(TICK):
             elapsed = load.elapsed
@@ -247,12 +245,14 @@ def _drive(
                 if measure is None:
                     break
                 give_up_at = load.elapsed + (HARSH_GRACE if measure() else 0)
-            if view is not None and elapsed - shown_at >= interval:
+            # A run that is shorter than the view's interval shows itself too.
+            if view is not None and elapsed - shown_at >= min(view.interval, seconds / 2):
                 shown_at = elapsed
                 view.update(meter.frame())
-        if view is not None and load.elapsed - shown_at >= interval / 2:
+        if view is not None and load.elapsed - shown_at >= min(view.interval, seconds / 2) / 2:
             view.update(meter.frame())
     finally:
+        load.stop()
         if view is not None:
             view.end()
 

@@ -7,6 +7,7 @@ which would compete with the load for the processor.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TextIO
@@ -16,6 +17,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from fastpool import SlotInfo
 
 from .contenders import Picture
 from .text import (
@@ -31,6 +34,8 @@ from .text import (
 from .view import Frame
 
 _WIDEST = 100
+_INTERVAL = 0.2
+_SHARE = 0.02  # of the processor: the load is to have the rest
 _LINES_BESIDE_THE_SLOTS = 11
 _ROLE_STYLES = {"heading": "bold", "faint": "dim", "error": "red"}
 _STATE_STYLES = {
@@ -47,8 +52,6 @@ _STATE_STYLES = {
 class LiveView:
     """A picture that is redrawn in place, and gone when its run is over."""
 
-    interval = 0.2
-
     def __init__(self, stream: TextIO) -> None:
         plain = bool(os.environ.get("NO_COLOR"))
         self._console = Console(
@@ -60,6 +63,7 @@ class LiveView:
             markup=False,
             soft_wrap=False,
         )
+        self.interval = _INTERVAL
         self._live: Live | None = None
         self._title = ""
         self._rates: deque[float] = deque(maxlen=30)
@@ -91,10 +95,12 @@ class LiveView:
         self._live.start(refresh=True)
 
     def update(self, frame: Frame) -> None:
-        """Redraw."""
+        """Redraw, and do so less often where that takes much of the processor."""
+        began = time.thread_time()
         self._rates.append(frame.rate)
         if self._live is not None:
             self._live.update(self._draw(frame), refresh=True)
+        self.interval = max(_INTERVAL, (time.thread_time() - began) / _SHARE)
 
     def end(self) -> None:
         """Take the picture away and give the cursor back."""
@@ -115,7 +121,14 @@ class LiveView:
     def _progress(self, frame: Frame) -> Iterable[RenderableType]:
         done = min(frame.elapsed, frame.seconds)
         yield Text(encodable(self._title, self._console.encoding), style="bold")
-        bar = ProgressBar(total=frame.seconds, completed=done, width=max(self.width - 20, 8))
+        bar = ProgressBar(
+            total=frame.seconds,
+            completed=done,
+            width=max(self.width - 20, 8),
+            style="dim",
+            complete_style="cyan",
+            finished_style="cyan",
+        )
         row = Table.grid(padding=(0, 2))
         row.add_row(bar, f"{done:.1f} of {frame.seconds:g} s")
         yield row
@@ -134,23 +147,18 @@ class LiveView:
                 counts.append(f"{count:,} {state_name(state)}   ", _STATE_STYLES.get(state, ""))
         yield counts
 
-    def _slot_table(self, picture: Picture) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("  slot", justify="right")
-        table.add_column("state", min_width=10)
-        table.add_column("backend", justify="right", min_width=7)
-        table.add_column("held by", min_width=10, max_width=20, no_wrap=True)
-        table.add_column("for", justify="right", min_width=8)
-        table.add_column("uses", justify="right", min_width=7)
+    def _slot_table(self, picture: Picture) -> Text:
+        # Lines of our own: a rich table takes several times as long to draw.
+        heading = f"  {'slot':>4}  {'state':<10}  {'backend':>7}  {'held by':<12}  {'for':>8}"
+        table = Text(no_wrap=True)
+        table.append(f"{heading}  {'uses':>9}", "dim")
         for slot in picture.slots:
-            table.add_row(
-                str(slot.index),
-                Text(state_name(slot.state), _STATE_STYLES.get(slot.state, "")),
-                "" if slot.backend_pid is None else str(slot.backend_pid),
-                shorten(slot.owner_name or "", 20),
-                encodable(duration(slot.time_in_state * 1e9), self._console.encoding),
-                f"{slot.uses:,}",
-            )
+            style = _STATE_STYLES.get(slot.state, "")
+            backend = "" if slot.backend_pid is None else slot.backend_pid
+            rest = f"  {backend:>7}  {shorten(slot.owner_name or '', 12):<12}  {_held(slot):>8}"
+            table.append(f"\n  {slot.index:>4}  ")
+            table.append(f"{state_name(slot.state):<10}", style)
+            table.append(encodable(f"{rest}  {slot.uses:>9,}", self._console.encoding))
         return table
 
     def _slot_strip(self, picture: Picture) -> RenderableType:
@@ -184,6 +192,13 @@ class LiveView:
         for label, value in rows:
             table.add_row(label, encodable(value, self._console.encoding))
         yield table
+
+
+def _held(slot: SlotInfo) -> str:
+    """Word how long *slot* has been lent; its clock has ticks of up to 10 ms."""
+    if slot.state != "in_use":
+        return ""
+    return "< 10 ms" if slot.time_in_state < 0.01 else duration(slot.time_in_state * 1e9)
 
 
 def _tally(picture: Picture, start: int) -> str:

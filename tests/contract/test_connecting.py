@@ -213,6 +213,26 @@ def test_giving_up_tells_the_callback_and_frees_the_place(new_pool, network, eve
     assert pool.closed is False
 
 
+def test_a_pool_that_gave_up_makes_no_attempt_unasked(new_pool, network, eventually):
+    network.down()
+    told = []
+
+    def no_token():
+        raise RuntimeError("no token")
+
+    options = {"reconnect_timeout": 0.05, "reconnect_failed": told.append}
+    pool = new_pool(connection_class=network.connection_class, **options)
+    pool.open()
+    eventually(lambda: told == [pool])
+    attempts = len(network.attempts)
+    # That this one gives up shows that time for the other has passed too.
+    clock = new_pool(no_token, **options)
+    clock.open()
+    eventually(lambda: clock in told)
+    assert told == [pool, clock]
+    assert len(network.attempts) == attempts
+
+
 def test_a_request_after_giving_up_connects_again(new_pool, network, eventually):
     network.down()
     told = []

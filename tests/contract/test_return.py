@@ -141,15 +141,6 @@ def test_a_second_putconn_is_refused(open_pool):
     assert pool.get_stats()["pool_available"] == 1
 
 
-def test_a_second_putconn_of_a_broken_connection_is_refused(open_pool, break_connection):
-    pool = open_pool()
-    conn = pool.getconn()
-    break_connection(conn)
-    pool.putconn(conn)
-    with pytest.raises(ValueError, match="doesn't come from any pool"):
-        pool.putconn(conn)
-
-
 def test_a_connection_of_no_pool_is_refused(open_pool, admin):
     with pytest.raises(ValueError, match="'p', it doesn't come from any pool: <psycopg"):
         open_pool().putconn(admin)

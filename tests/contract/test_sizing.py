@@ -88,18 +88,12 @@ def test_growth_stops_when_nobody_waits_any_more(open_pool, network, spawn, wait
     pool = open_pool(connection_class=network.connection_class, max_size=4)
     (conn,) = borrow(pool, 1)
     network.hold()
-    calls = [spawn(pool.getconn, timeout=5.0) for _ in range(2)]
+    calls = [spawn(lambda: give_back(pool, borrow(pool, 1))) for _ in range(2)]
     waiting(pool, 2)
     eventually(lambda: network.in_flight == 1)
-    for _ in calls:
-        pool.putconn(conn)
-        eventually(lambda: any(call.done for call in calls))
-        call = next(call for call in calls if call.done)
-        calls.remove(call)
-        conn = call.result()
-        if not calls:
-            break
     pool.putconn(conn)
+    for call in calls:
+        call.result()
     network.release()
     eventually(lambda: pool.get_stats()["pool_available"] == 2)
     assert size(pool) == 2

@@ -18,11 +18,14 @@ every state.
 Threads go on for ever, so one search covers any number of calls. What keeps it finite:
   - a generation is the lowest number that nobody remembers: the core only compares for equality;
   - a waiter's age is one bit, `overdue`, which turns at any moment for the first in the queue;
-  - threads of one role are interchangeable: canonical() sorts them.
+  - slots are interchangeable, and so are threads of one role: canonical() sorts them.
 
 A step is VOLUNTARY when nothing in the pool makes it happen: a call, a return, a timeout, the end
 of a connect, the passing of tau. A state is AT REST when it has no other step. A borrower may
 hold for ever and a caller may stay away for ever, so what is owed at rest is owed for ever.
+
+NOT HERE: the second word of a bitmap of more than 64 slots (a bit that is set behind a search is
+served by whoever set it), those who wait for a full pool, resize(), and time itself.
 
 MEMORY. A store that is not sequentially consistent may stay in its thread's buffer, to reach
 memory at any later moment, at the latest with that thread's next locked instruction (the total
@@ -42,6 +45,9 @@ from typing import Any, NamedTuple, TypeAlias
 EMPTY, CONNECTING, AVAILABLE, IN_USE = "empty", "connecting", "available", "in use"
 RETURNING, RESERVED = "returning", "reserved"
 OWNED = (IN_USE, RETURNING, RESERVED)
+
+# Added to attention by close.
+BIAS = 1000
 
 # What became of a wait.
 NONE, WAITING, GRANTED, GONE, SHUT = "", "waiting", "granted", "gone", "shut"
@@ -63,6 +69,7 @@ FAULTS = {
     "no baton": "a woken waiter that found a slot serves nobody",
     "token kept": "a woken waiter that found nothing still counts as woken",
     "token not set": "serve does not remember that it has woken the first waiter",
+    "spins": "a woken waiter that found nothing looks again instead of parking",
     "anyone looks": "the second look is for every waiter, not for the first in the queue only",
     "anyone resumes": "a woken waiter claims a slot though it is not the first in the queue",
     "newcomers barge": "a newcomer takes a free slot though the first waiter is overdue",
@@ -71,7 +78,8 @@ FAULTS = {
     "generation unchecked": "a return compares the slot's state, but not its generation",
     "word unchecked": "a return sets the slot's word without comparing it",
     "close leaves waiters": "close settles nobody",
-    "close not rechecked": "a return looks at closed before it sets its bit, but not after",
+    "close unannounced": "close does not raise attention, so that a return does not look at closed",
+    "close overlooked": "a return does not look at closed after it has set its bit",
     "install unchecked": "a connect that lands does not look at closed",
     "sweep first": "close looks for idle connections before it takes the mutex",
 }
@@ -307,6 +315,30 @@ def n_waiting(threads: list[Fields] | tuple[Fields, ...]) -> int:
     return sum(1 for fields in threads if fields[PLACE])
 
 
+def rank(slot: int, words: tuple[tuple[str, int], ...], threads: tuple[Fields, ...]) -> Any:
+    """Tell slots apart by what they are to whom."""
+    return words[slot], sorted(
+        fields[:SLOT] + fields[SLOT + 1 :] for fields in threads if fields[SLOT] == slot
+    )
+
+
+def renumber(fields: Fields, order: list[int]) -> Fields:
+    """Give a thread's slots their new numbers: order[new] is the old one."""
+    slot, buffer = fields[SLOT], fields[BUFFER]
+    if slot >= 0:
+        fields = (*fields[:SLOT], order.index(slot), *fields[SLOT + 1 :])
+    if buffer:
+        moved = tuple(
+            (kind, order.index(operand) if kind == "bit" else operand) for kind, operand in buffer
+        )
+        fields = (*fields[:BUFFER], moved, *fields[BUFFER + 1 :])
+    return fields
+
+
+def told(attention: int) -> str:
+    return f"{attention % BIAS}" + (" (closed)" if attention >= BIAS else "")
+
+
 Moves: TypeAlias = Iterator[tuple[str, World]]
 
 
@@ -340,11 +372,21 @@ class Protocol:
         return State((1 << ready) - 1, words, False, 0, ready, 0, False, threads)
 
     def canonical(self, state: State) -> State:
-        """Return the state that stands for all that differ only in which thread is which."""
-        threads: list[Fields] = []
+        """Return a state that stands for those that differ only in which thread or slot is which."""
+        free, words, threads = state.free, state.words, state.threads
+        if len(words) > 1:
+            order = sorted(range(len(words)), key=lambda slot: rank(slot, words, threads))
+            if order != list(range(len(words))):
+                words = tuple(state.words[slot] for slot in order)
+                free = sum((state.free >> slot & 1) << new for new, slot in enumerate(order))
+                threads = tuple(renumber(fields, order) for fields in threads)
+        ordered: list[Fields] = []
         for group in self.groups:
-            threads += sorted(state.threads[group])
-        return state._replace(threads=tuple(threads))
+            ordered += sorted(threads[group])
+        return State(
+            free, words, state.locked, state.attention, state.size, state.growing, state.closed,
+            tuple(ordered),
+        )  # fmt: skip
 
     def name(self, index: int) -> str:
         role = self.roles[index]
@@ -443,9 +485,11 @@ class Protocol:
     def checkout(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
         overdue = any(fields[OVERDUE] for fields in state.threads)
+        queues = state.attention and (overdue or state.closed)
+        if "newcomers barge" in self.changes:
+            queues = state.attention and state.closed
         self.end(me)
-        barges = "newcomers barge" in self.changes
-        me.pc = "enqueue" if state.closed or (overdue and not barges) else "claim"
+        me.pc = "enqueue" if queues else "claim"
         yield f"getconn: closed {state.closed}, first waiter overdue {overdue}", world
 
     def claim(self, state: State, index: int) -> Moves:
@@ -560,7 +604,7 @@ class Protocol:
         if not found:
             world, me = self.begin(state, index)
             me.token = "token kept" in self.changes
-            me.wakes = wakes
+            me.wakes = wakes + ("spins" in self.changes)
             yield "is woken: lock; may take nothing; unlock; parks again", world
 
     def abandon(self, state: State, index: int) -> Moves:
@@ -607,26 +651,18 @@ class Protocol:
         world.words[me.slot] = (RETURNING, me.generation)
         me.owns = True
         me.then = "recheck"
-        if "read before publish" in self.changes:
-            me.pc = "attend_early"
-        else:
-            me.pc = "read_closed" if self.scene.closer else "restore"
+        me.pc = "look_early" if "read before publish" in self.changes else "restore"
         yield f"putconn: slot {me.slot} := RETURNING", world
         if self.scene.breakage:
             world, me = self.begin(world.freeze(), index)
             me.pc, me.then = "recycle", "grow"
             yield f"putconn: slot {me.slot} := RETURNING; is broken", world
 
-    def attend_early(self, state: State, index: int) -> Moves:
+    def look_early(self, state: State, index: int) -> Moves:
+        """The wrong order: see FAULTS."""
         world, me = self.begin(state, index)
         me.pc, me.seen = "restore", state.attention
-        yield f"reads attention {state.attention}", world
-
-    def read_closed(self, state: State, index: int) -> Moves:
-        world, me = self.begin(state, index)
-        me.pc = "recycle" if state.closed else "restore"
-        me.then = "over" if state.closed else "recheck"
-        yield f"reads closed {state.closed}", world
+        yield f"reads attention {told(state.attention)}", world
 
     def restore(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
@@ -649,10 +685,10 @@ class Protocol:
             world.arrive((kind, operand))
 
     def recheck(self, state: State, index: int) -> Moves:
-        """Close may have swept just before the bit was set."""
+        """Close may have swept before the bit was set: then whoever set it takes it back."""
         world, me = self.begin(state, index)
         mine = state.free >> me.slot & 1
-        if state.closed and mine and "close not rechecked" not in self.changes:
+        if state.closed and mine and "close overlooked" not in self.changes:
             world.flush(me)
             world.free &= ~(1 << me.slot)
             world.reserve(me.slot, me)
@@ -684,8 +720,12 @@ class Protocol:
 
     def attend(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
-        self.go(me, "serve" if state.attention else me.then)
-        yield f"reads attention {state.attention}", world
+        if state.attention:
+            me.pc = "serve"
+        else:
+            # A closed pool has raised attention before it swept.
+            self.go(me, "over" if me.then == "recheck" else me.then)
+        yield f"reads attention {told(state.attention)}", world
 
     def serve(self, state: State, index: int) -> Moves:
         if state.locked:
@@ -801,10 +841,17 @@ class Protocol:
     def close(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
         world.closed = True
+        me.pc = "announce"
+        yield "close: closed := True", world
+
+    def announce(self, state: State, index: int) -> Moves:
+        world, me = self.begin(state, index)
+        if "close unannounced" not in self.changes:
+            world.attention += BIAS
         me.pc = "shut"
         if self.changes & {"close leaves waiters", "sweep first"}:
             me.pc = "sweep"
-        yield "close: closed := True", world
+        yield "close: raises attention for good", world
 
     def shut(self, state: State, index: int) -> Moves:
         if state.locked:
@@ -858,7 +905,7 @@ class Protocol:
             raise Violation(f"size {size} and growing {growing} are counted wrong: {state}")
         if growing > self.scene.max_connecting:
             raise Violation(f"{growing} connects at once for waiters")
-        if not state.locked and attention != n_waiting(state.threads):
+        if not state.locked and attention % BIAS != n_waiting(state.threads):
             raise Violation(f"attention {attention}, but {n_waiting(state.threads)} wait")
 
     def check_at_rest(self, state: State) -> None:

@@ -7,10 +7,12 @@ protocol; it asks for the initial state, the steps, the canonical form and the t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
-from protocol import Protocol, State, Step, Violation
+from protocol import PC, Protocol, State, Violation
+
+Origins = dict[State, "State | None"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,12 @@ class Explored:
     states: int
     steps: int
     at_rest: int
+    taken: frozenset[str]  # the steps that were taken, by the names of their methods
     seconds: float
 
 
 class Counterexample(AssertionError):
-    """A violation, and the shortest way to it, one line a step."""
+    """A violation, and the shortest way to it, a line a step."""
 
     def __init__(self, message: str, trace: list[str], states: int) -> None:
         super().__init__("\n".join([message, *trace]))
@@ -33,48 +36,56 @@ class Counterexample(AssertionError):
         self.states = states
 
 
-def explore(protocol: Protocol, max_states: int = 10_000_000) -> Explored:
-    """Visit every state, and check each. Raises Counterexample at the first violation."""
+def explore(protocol: Protocol) -> Explored:
+    """Visit every state and check each. Raises Counterexample at the first violation.
+
+    Last it checks that the pool comes to rest: that the steps which nobody chose to take are no
+    part of a circle.
+    """
     started = time.perf_counter()
     start = protocol.canonical(protocol.initial())
-    came_from: dict[State, State | None] = {start: None}
-    frontier = [start]
+    came_from: Origins = {start: None}
+    due: dict[State, list[State]] = {}
     steps = at_rest = 0
+    frontier = [start]
     while frontier:
         found: list[State] = []
         for state in frontier:
-            looked_at = state
+            suspect = state
             try:
-                resting = True
                 for step in protocol.steps(state):
                     steps += 1
-                    resting = resting and step.voluntary
                     after = protocol.canonical(step.after)
+                    if not step.voluntary:
+                        due.setdefault(state, []).append(after)
                     if after not in came_from:
                         came_from[after] = state
                         found.append(after)
-                        looked_at = after
+                        suspect = after
                         protocol.check(after)
-                        looked_at = state
-                if resting:
+                        suspect = state
+                if state not in due:
                     at_rest += 1
                     protocol.check_at_rest(state)
             except Violation as violation:
-                way = way_to(looked_at, came_from)
-                trace = replay(protocol, way)
-                raise Counterexample(str(violation), trace, len(came_from)) from None
-        if len(came_from) > max_states:
-            raise RuntimeError(f"more than {max_states} states")
+                raise counterexample(protocol, str(violation), suspect, came_from) from None
         frontier = found
-    return Explored(len(came_from), steps, at_rest, time.perf_counter() - started)
+    try:
+        TopologicalSorter(due).prepare()
+    except CycleError as error:
+        state = error.args[1][0]
+        raise counterexample(protocol, "the pool never comes to rest", state, came_from) from None
+    taken = frozenset(fields[PC] for state in came_from for fields in state.threads)
+    return Explored(len(came_from), steps, at_rest, taken, time.perf_counter() - started)
 
 
-def way_to(state: State, came_from: dict[State, State | None]) -> list[State]:
-    """The states that lead to this one, from the first."""
+def counterexample(
+    protocol: Protocol, message: str, state: State, came_from: Origins
+) -> Counterexample:
     way = [state]
     while (before := came_from[way[-1]]) is not None:
         way.append(before)
-    return way[::-1]
+    return Counterexample(message, replay(protocol, way[::-1]), len(came_from))
 
 
 def replay(protocol: Protocol, way: list[State]) -> list[str]:
@@ -85,6 +96,6 @@ def replay(protocol: Protocol, way: list[State]) -> list[str]:
         step = next(
             step for step in protocol.steps(state) if protocol.canonical(step.after) == canonical
         )
-        told.append(f"{protocol.name(step.thread):12} {step.text}")
+        told.append(f"  {protocol.name(step.thread):12} {step.text}")
         state = step.after
     return told

@@ -1,0 +1,78 @@
+"""The waiting protocol holds under every interleaving of a few threads over a few slots.
+
+Each test is one exhaustive search; what is checked stands in Protocol.check, check_at_rest, and in
+the steps that raise Violation. MODEL_DEEP=1 adds scenes that take minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+from protocol import RESTING, Protocol, Scene
+from search import Explored, explore
+
+SCENES = {
+    "two callers, one connection": Scene(),
+    "four callers, one connection": Scene(borrowers=4),
+    "three callers, two connections": Scene(slots=2, borrowers=3),
+    "growth from nothing": Scene(slots=2, ready=0, connectors=1),
+    "growth by two at once": Scene(slots=2, ready=0, connectors=2, max_connecting=2),
+    "broken returns": Scene(slots=2, ready=1, connectors=1, breakage=True),
+    "broken returns that are replaced": Scene(connectors=2, breakage=True, replacement=True),
+    "maintenance": Scene(keeper=True, connectors=1),
+    "second returns": Scene(slots=2, borrowers=3, second_return=True),
+    "late wake-ups": Scene(borrowers=3, shared_gate=True),
+    "closing": Scene(borrowers=3, closer=True),
+    "closing while it grows": Scene(ready=0, connectors=1, closer=True),
+    "closing while it is maintained": Scene(keeper=True, closer=True),
+}
+
+DEEP_SCENES = {
+    "four callers, two connections": Scene(slots=2, borrowers=4),
+    "four callers, three connections": Scene(slots=3, borrowers=4),
+    "three callers, growth": Scene(slots=2, ready=0, borrowers=3, connectors=1),
+    "three callers, broken returns": Scene(borrowers=3, connectors=1, breakage=True),
+    "three callers, maintenance": Scene(borrowers=3, keeper=True, connectors=1),
+    "three callers, two connections, closing": Scene(slots=2, borrowers=3, closer=True),
+    "closing, growing, breaking": Scene(
+        slots=2, ready=1, connectors=1, breakage=True, closer=True
+    ),
+    "closing, growing, maintained": Scene(keeper=True, connectors=1, closer=True),
+}
+
+deep = pytest.mark.skipif("MODEL_DEEP" not in os.environ, reason="MODEL_DEEP=1 runs it")
+
+
+@cache
+def search(scene: Scene) -> Explored:
+    return explore(Protocol(scene))
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
+def test_every_interleaving_keeps_the_invariants_and_comes_to_rest(scene: Scene) -> None:
+    explored = search(scene)
+    print(explored)
+    assert explored.at_rest
+
+
+@deep
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scene", DEEP_SCENES.values(), ids=DEEP_SCENES.keys())
+def test_every_interleaving_of_a_larger_scene_does_too(scene: Scene) -> None:
+    explored = search(scene)
+    print(explored)
+    assert explored.at_rest
+
+
+def test_the_searches_take_every_step_of_the_protocol() -> None:
+    begin_and_end = {"voluntary", "steps", "begin", "go", "end"}
+    needs_state_and_index = {
+        name
+        for name, method in vars(Protocol).items()
+        if getattr(method, "__annotations__", {}).get("return") == "Moves"
+    }
+    assert needs_state_and_index
+    taken = frozenset().union(*(search(scene).taken for scene in SCENES.values()))
+    assert needs_state_and_index - taken - begin_and_end == set(RESTING)
