@@ -151,7 +151,7 @@ cdef class SlotTable:
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
     cdef bint lifo
-    cdef readonly object on_lost    # called with (backend_pid, owner, held_ns, index) by a finalizer
+    cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed) by a finalizer
 
     # memory and states
     cdef bint make_room(self, int slots) noexcept nogil
@@ -162,6 +162,7 @@ cdef class SlotTable:
     cdef void put_state(self, int index, int state) noexcept nogil
     # the free bitmap
     cdef int claim(self) noexcept nogil
+    cdef int claim_by(self, bint lifo) noexcept nogil
     cdef int claim_this(self, int index) noexcept nogil
     cdef void publish(self, int index, bint new_turn) noexcept nogil
     cdef bint any_free(self) noexcept nogil

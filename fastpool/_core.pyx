@@ -310,7 +310,11 @@ cdef class SlotTable:
     # --- the free bitmap --------------------------------------------------------------------
 
     cdef int claim(self) noexcept nogil:
-        """Take a free slot out of the bitmap, by the pool's order; -1 when there is none.
+        """Take a free slot out of the bitmap, by the pool's order; -1 when there is none."""
+        return self.claim_by(self.lifo)
+
+    cdef int claim_by(self, bint lifo) noexcept nogil:
+        """Take the lowest free slot, or the one returned longest ago; -1 when there is none.
 
         The caller owns it from here on; its state still reads AVAILABLE.
         """
@@ -325,7 +329,7 @@ cdef class SlotTable:
             for c in range(n):
                 chunk = self.chunks[c]
                 bits = fp_load_seq(&chunk.free)     # the look of publish-then-look
-                if self.lifo:
+                if lifo:
                     seen += fp_count(bits)
                     if bits and best < 0:
                         best = c * CHUNK + fp_lowest(bits)
@@ -508,7 +512,7 @@ cdef class SlotTable:
         cdef uint64_t low = fp_peek(&self.idle_low)
         with self.mutex:
             if self.size > self.min_size and low > 0:
-                index = self.claim()
+                index = self.claim_by(False)
             fp_poke(&self.idle_low, self.n_free())
         if index < 0:
             return None
@@ -557,7 +561,9 @@ cdef class SlotTable:
         owner = fp_peek(&slot.owner)
         self.detach(entry, False)
         if self.on_lost is not None:
-            self.on_lost(entry.index, entry.backend_pid, owner, held)
+            # A borrower that closed it on purpose knows what it does.
+            closed = getattr(entry.pgconn, "status", 0) != 0
+            self.on_lost(entry.index, entry.backend_pid, owner, held, closed)
 
     def recycle(self, int index, bint replace):
         """CLOSING -> CONNECTING (True: the caller owes a connect) or EMPTY (False).
@@ -633,8 +639,8 @@ cdef class SlotTable:
     def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns):
         """CONNECTING -> AVAILABLE with this connection; serve whoever waits.
 
-        Raises RuntimeError when the table is closed, AttributeError when the connection takes no
-        attributes; the slot is still CONNECTING then.
+        Return False when the table is closed. Raises AttributeError when the connection takes no
+        attributes. The slot is still CONNECTING then.
         """
         cdef Slot *slot = self.slot(index)
         cdef Entry entry = Entry.__new__(Entry)
@@ -663,10 +669,9 @@ cdef class SlotTable:
                     self.growing -= 1
                 self.make_available(slot, entry, conn)
                 self.publish(index, True)
-        if closed:
-            raise RuntimeError("the table is closed")
         if fp_load_seq(&self.attention):
             self.serve()
+        return not closed
 
     def vacate(self, int index):
         """CONNECTING -> EMPTY: the connect was given up."""

@@ -70,18 +70,16 @@ cdef class FastPath:
             return None
         if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
             return None
-        index = table.claim()
-        if index < 0:
-            return None
-        slot = table.slot(index)
-        if slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&table.epoch):
-            table.publish(index, False)         # as it was, for the shell to find
-            if fp_load_seq(&table.attention):
-                table.serve()
-            return None
-        conn = table.lend(index, True)
-        conn._pool = self
-        return conn
+        while True:
+            index = table.claim()
+            if index < 0:
+                return None
+            slot = table.slot(index)
+            if slot.expires > fp_now_coarse() and slot.epoch == fp_peek(&table.epoch):
+                conn = table.lend(index, True)
+                conn._pool = self
+                return conn
+            self._retire(table.lend(index, False))
 
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""

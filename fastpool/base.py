@@ -324,18 +324,21 @@ class BasePool(FastPath):
 
     # --- lost connections ---------------------------------------------------------------------
 
-    def _make_on_lost(self) -> Callable[[int, int, int, int], None]:
+    def _make_on_lost(self) -> Callable[[int, int, int, int, bool], None]:
         """Make what the slot table calls, in a finalizer, for a connection that was collected
         while it was lent."""
         this = weakref.ref(self)
 
-        def on_lost(index: int, backend_pid: int, owner: int, held_ns: int) -> None:
+        def on_lost(
+            index: int, backend_pid: int, owner: int, held_ns: int, closed: bool
+        ) -> None:
             pool = this()
             if pool is not None:
                 pool._table.count(COUNT_LOST)
                 pool._lost.append(index)
                 pool._later(0.0, pool._replace_lost)
-                pool._warn_of_lost(backend_pid, owner, held_ns)
+                if not closed:
+                    pool._warn_of_lost(backend_pid, owner, held_ns)
 
         return on_lost
 

@@ -117,14 +117,12 @@ class Connector:
         conn._expire_at = conn._created_at + (expires - now_ns) * 1e-9
         if pool.close_returns:
             leases.return_on_close(conn)
-        pool_set = conn._pool
         conn._pool = None
-        logger.info("adding new connection to the pool")
-        try:
-            table.install(index, conn, conn.pgconn, conn.pgconn.backend_pid, expires)
-        except BaseException:
-            conn._pool = pool_set
-            raise
+        if not pool._closed:
+            logger.info("adding new connection to the pool")
+        if not table.install(index, conn, conn.pgconn, conn.pgconn.backend_pid, expires):
+            await pool._call(conn.close)
+            table.vacate(index)
 
     def _succeeded(self, index: int) -> None:
         pool = self._pool
@@ -146,11 +144,11 @@ class Connector:
 
     async def _failed(self, index: int, error: Exception) -> None:
         pool = self._pool
-        pool._last_error = error
-        logger.warning("error connecting in %r: %s", pool.name, error)
         if pool._closed:
             pool._table.vacate(index)
             return
+        pool._last_error = error
+        logger.warning("error connecting in %r: %s", pool.name, error)
         if index != self._probe:
             if not self._probing.enter():
                 self._owed.append(index)
@@ -190,7 +188,7 @@ class Connector:
             return
         self._revival = pool._later(REVIVAL_PERIOD, pool._revive)
         await pool._call(pool.reconnect_failed)
-        if not pool._closed:
+        if pool._table.counts()[2]:
             self.grow()  # room was made: those who wait go on trying
 
     def close(self) -> None:

@@ -18,6 +18,9 @@ from typing import Any
 
 from ._core import Gauge
 
+# SimpleQueue.put is the one way in: it may be called by a finalizer, in the middle of anything.
+_inbox: queue.SimpleQueue[Timer | None] = queue.SimpleQueue()
+
 
 class Timer:
     """One method of one object, called once, later; not at all when the object is gone."""
@@ -46,12 +49,11 @@ class Timer:
         return self._taken.inside > 0 or self._method() is None
 
     @staticmethod
-    def _owner_gone(_: Any) -> None:
-        _inbox.put(None)
+    def _owner_gone(_: Any, nudge: Callable[[None], None] = _inbox.put) -> None:
+        # A default, for at the interpreter's end the module's names are gone.
+        nudge(None)
 
 
-# SimpleQueue.put is the one way in: it may be called by a finalizer, in the middle of anything.
-_inbox: queue.SimpleQueue[Timer | None] = queue.SimpleQueue()
 _running = Gauge()
 _order = itertools.count()
 

@@ -30,48 +30,18 @@ if TYPE_CHECKING:
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
 
 
-class ReturnOnClose:
-    """A connection whose close() gives it back, dead or alive, while its pool says so."""
-
-    __slots__ = ()
-
-    def close(self: Any) -> None:
-        """Give the connection back to the pool that lent it, or close it if there is none."""
-        pool = getattr(self, "_pool", None)
-        if pool is None:
-            # Idle in its pool: closing once more is harmless. Else `_pool` was unset on purpose.
-            if not self._slot.is_at_home:
-                super().close()  # type: ignore[misc]  # the connection class has it
-        elif not pool.close_returns:
-            super().close()  # type: ignore[misc]
-        elif self.closed:
-            pool._close_broken(self)
-        elif DRIVER_RETURNS:
-            super().close()  # type: ignore[misc]
-        else:
-            pool.putconn(self)
-
-
-@functools.cache
-def _derived(mixin: type, cls: type) -> type:
-    """Return the class that puts *mixin* before *cls*, under the name of *cls*."""
-    body: dict[str, Any] = {
-        "__slots__": (),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    if mixin is Lease:
-        body["__del__"] = Lease._dropped
-    return type(cls.__name__, (mixin, cls), body)
-
-
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
     cls: Any = type(conn)
-    lent: Any = Lease.__new__(_derived(Lease, cls))
+    lent: Any = Lease.__new__(_lease_class(cls))
     lent._begin(pool, conn, conn._slot, _closed_attributes())
     return lent
+
+
+@functools.cache
+def _lease_class(cls: Any) -> Any:
+    body = {"__slots__": (), "__del__": Lease._dropped}
+    return type(cls.__name__, (Lease, cls), body | _names_of(cls))
 
 
 def return_on_close(conn: Any) -> None:
@@ -79,7 +49,37 @@ def return_on_close(conn: Any) -> None:
     cls: Any = type(conn)
     is_proxy = cls is not conn.__class__
     if issubclass(cls, psycopg.Connection) and not is_proxy:
-        conn.__class__ = _derived(ReturnOnClose, cls)
+        conn.__class__ = _returning_class(cls)
+
+
+@functools.cache
+def _returning_class(cls: Any) -> Any:
+    def close(self: Any) -> None:
+        """Give the connection back to the pool that lent it, or close it if there is none."""
+        pool = getattr(self, "_pool", None)
+        if pool is None:
+            # Idle in its pool: closing once more is harmless. Else `_pool` was unset on purpose.
+            if not self._slot.is_at_home:
+                cls.close(self)
+        elif not pool.close_returns:
+            cls.close(self)
+        elif self.closed:
+            pool._close_broken(self)
+        elif DRIVER_RETURNS:
+            cls.close(self)
+        else:
+            pool.putconn(self)
+
+    # One base, no slots: a layout to which __class__ may be assigned.
+    return type(cls.__name__, (cls,), {"__slots__": (), "close": close} | _names_of(cls))
+
+
+def _names_of(cls: type) -> dict[str, Any]:
+    return {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
 
 
 @functools.cache

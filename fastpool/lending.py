@@ -101,9 +101,7 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
         if not table.is_expired(conn._slot):
             conn._pool = pool
             return conn
-        logger.info("discarding expired connection %s", conn)
-        table.begin_return(conn)
-        await discard(pool, conn)
+        await retire(pool, conn)
 
     if timeout <= 0.0:
         raise _timeout_error(pool, timeout)
@@ -304,6 +302,13 @@ async def _clean(pool: BasePool, conn: Any) -> None:
 
 
 # --- taking out -------------------------------------------------------------------------------
+
+
+async def retire(pool: BasePool, conn: Any) -> None:
+    """Replace a connection that was found too old when it was to be lent."""
+    logger.info("discarding expired connection %s", conn)
+    if pool._table.begin_return(conn) == RETURN_TAKEN:
+        await discard(pool, conn)
 
 
 async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: bool = True) -> None:

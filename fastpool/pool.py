@@ -238,6 +238,9 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     def _close_broken(self, conn: Any) -> None:
         run(lending.close_broken(self, conn))
 
+    def _retire(self, conn: Any) -> None:
+        run(lending.retire(self, conn))
+
     def _sweep(self) -> None:
         run(lending.close_idle(self))
 

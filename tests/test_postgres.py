@@ -107,21 +107,21 @@ Program = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def program(place: Path) -> Iterator[Program]:
-    """Start a Python program that owns a server; by default it says its pid and waits."""
+    """Run a Python program that owns a server; by default it starts it and waits."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(
-        body: str = "print(server.start() or server.pid, flush=True); sys.stdin.read()",
-        **options: Any,
-    ) -> subprocess.Popen[str]:
+    def run(body: str = "start(); sys.stdin.read()", **options: Any) -> subprocess.Popen[str]:
         source = """
             import os, signal, sys
             from fastpool.demo.postgres import PostgresServer
             server = PostgresServer()
+            def start():
+                server.start()
+                print(server.pid, flush=True)
         """
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(source) + textwrap.dedent(body)],
-            env=os.environ | {"PYTHONPATH": REPOSITORY},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([REPOSITORY, *sys.path])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,7 +131,7 @@ def program(place: Path) -> Iterator[Program]:
         running.append(process)
         return process
 
-    yield start
+    yield run
     for process in running:
         process.kill()
         process.communicate()
@@ -370,22 +370,23 @@ def guard_of_server(server: PostgresServer) -> int:
 
 
 WAYS_TO_END = {
-    "the end of the program": "server.start()",
-    "SIGINT": "server.start(); os.kill(os.getpid(), signal.SIGINT)",
-    "SIGTERM": "server.start(); os.kill(os.getpid(), signal.SIGTERM)",
-    "SIGKILL": "server.start(); os.kill(os.getpid(), signal.SIGKILL)",
-    "_exit": "server.start(); os._exit(0)",
+    "the end of the program": "",
+    "SIGINT": "os.kill(os.getpid(), signal.SIGINT)",
+    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
+    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "_exit": "os._exit(0)",
 }
 
 
-@pytest.mark.parametrize("body", WAYS_TO_END.values(), ids=WAYS_TO_END.keys())
+@pytest.mark.parametrize("end", WAYS_TO_END.values(), ids=WAYS_TO_END.keys())
 def test_nothing_is_left_after(
-    body: str, program: Program, place: Path, eventually: Callable[..., Any]
+    end: str, program: Program, place: Path, eventually: Callable[..., Any]
 ) -> None:
-    owner = program(body)
+    owner = program(f"start(); {end}")
+    hear(owner)
     _, said = owner.communicate(timeout=30)
     assert "Warning" not in said
-    eventually(lambda: not left_in(place))
+    eventually(lambda: not left_in(place), timeout=20)
 
 
 def test_a_ctrl_c_on_the_terminal_reaches_the_owner_only(
@@ -408,7 +409,7 @@ def test_a_ctrl_c_on_the_terminal_reaches_the_owner_only(
     os.killpg(owner.pid, signal.SIGINT)
     assert hear(owner) == "alive\n"
     owner.communicate(timeout=30)
-    eventually(lambda: not left_in(place))
+    eventually(lambda: not left_in(place), timeout=20)
 
 
 STAGES = {
@@ -431,7 +432,7 @@ def test_nothing_is_left_of_a_start_interrupted_at(
     eventually(lambda: list(place.glob(stage)), timeout=30, what=stage)
     owner.send_signal(number)
     owner.communicate(timeout=30)
-    eventually(lambda: not left_in(place))
+    eventually(lambda: not left_in(place), timeout=20)
 
 
 def test_a_guard_that_is_told_to_end_leaves_nothing(
@@ -440,7 +441,7 @@ def test_a_guard_that_is_told_to_end_leaves_nothing(
     owner = program()
     hear(owner)
     os.kill(guard_of(owner.pid), signal.SIGTERM)
-    eventually(lambda: left_in(place) == [])
+    eventually(lambda: not left_in(place), timeout=20)
     _, said = owner.communicate(timeout=30)
     assert said == ""
 
@@ -477,7 +478,7 @@ def test_a_forked_child_does_not_keep_the_server(
 ) -> None:
     owner = program(
         """
-        server.start()
+        start()
         child = os.fork()
         if child == 0:
             sys.stdin.read()
@@ -486,9 +487,10 @@ def test_a_forked_child_does_not_keep_the_server(
         sys.stdin.read()
         """
     )
+    hear(owner)
     child = int(hear(owner))
     owner.kill()
-    eventually(lambda: not left_in(place))
+    eventually(lambda: not left_in(place), timeout=20)
     assert guard.is_alive(child)
 
 
@@ -626,7 +628,7 @@ def test_an_ordinary_user_can_have_a_server(program: Program, place: Path) -> No
         os.setgid({account.gid})
         os.setuid({account.uid})
         sys.executable = {python!r}
-        print(server.start() or server.pid, flush=True)
+        start()
         sys.stdin.read()
         """
     )

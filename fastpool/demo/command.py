@@ -58,7 +58,13 @@ Where psycopg_pool is installed, it gets the same load for the same time, and
 its figures stand beside fastpool's."""
 _EPILOG = """\
 exit codes: 0 fine; 1 errors during the load; 2 wrong usage; 3 no PostgreSQL to
-be had; 130 after Ctrl-C (the table then shows what was measured so far)."""
+be had; 130 after Ctrl-C (the table then shows what was measured so far).
+
+the object of --json: fastpool, machine, settings, interrupted, notes; pools, by
+name: version, seconds, requests, throughput (a second), wait_ms (p50, p99,
+p999, max), checkouts (waits measured), fairness (least, most, ratio),
+per_thread, errors (count, causes); ratio, fastpool's figure divided by
+psycopg_pool's, or null: throughput, wait_ms, fairness."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -65,7 +65,9 @@ def test_nobody_shares_a_connection(full_pool, pid):
 # Waiting
 
 
-def test_a_request_before_the_first_connect_landed_is_served_by_it(new_pool, network, spawn, waiting):
+def test_a_request_before_the_first_connect_landed_is_served_by_it(
+    new_pool, network, spawn, waiting
+):
     network.hold()
     pool = new_pool(connection_class=network.connection_class)
     pool.open()
@@ -149,7 +151,7 @@ def test_a_request_ends_by_its_timeout(impl, open_pool, args, kwargs):
     start = time.monotonic()
     with pytest.raises(impl.PoolTimeout) as failure:
         pool.getconn(*args, **kwargs)
-    assert 0.045 < time.monotonic() - start < 1.0
+    assert 0.045 < time.monotonic() - start < 2.0
     assert str(failure.value).startswith("couldn't get a connection after 0.05 sec")
     pool.putconn(conn)
 
@@ -238,17 +240,20 @@ def test_a_block_commits_and_returns(open_pool, admin):
 
 def test_a_block_left_by_an_exception_rolls_back_and_returns(open_pool, admin, log):
     pool = open_pool()
-    with pytest.raises(KeyError), pool.connection() as conn:
-        conn.execute("create table never_committed (x int)")
-        raise KeyError
+
+    def fail_in_a_block():
+        with pool.connection() as conn:
+            conn.execute("create table never_committed (x int)")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_in_a_block()
     assert pool.get_stats()["pool_available"] == 1
     assert admin.execute("select to_regclass('never_committed')").fetchone() == (None,)
     assert log.warnings() == []
 
 
-def test_a_block_may_be_left_with_a_broken_connection(
-    open_pool, break_connection, eventually, pid
-):
+def test_a_block_may_be_left_with_a_broken_connection(open_pool, break_connection, pid):
     pool = open_pool()
     with pool.connection() as conn:
         session = pid(conn)

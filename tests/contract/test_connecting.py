@@ -1,5 +1,6 @@
 """Making connections: where the parameters come from, failure, back-off, giving up, expiry."""
 
+import itertools
 import threading
 import time
 
@@ -155,7 +156,7 @@ def test_the_delay_between_attempts_doubles(new_pool, network, eventually):
     pool.open()
     eventually(lambda: len(network.attempts) >= 4)
     times = [when for when, _, _ in network.attempts]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     # The delays are 20, 40 and 80 ms, each at most a tenth shorter. A busy machine adds to them.
     assert gaps[0] >= 0.018
     assert gaps[1] >= 0.036
@@ -248,6 +249,22 @@ def test_a_request_after_giving_up_connects_again(new_pool, network, eventually)
         assert conn.execute("select 1").fetchone() == (1,)
 
 
+def test_a_request_after_giving_up_has_min_size_restored_too(new_pool, network, eventually):
+    network.down()
+    told = []
+    pool = new_pool(
+        min_size=3,
+        connection_class=network.connection_class,
+        reconnect_timeout=0.05,
+        reconnect_failed=told.append,
+    )
+    pool.open()
+    eventually(lambda: pool.get_stats()["pool_size"] == 0)
+    network.up()
+    pool.putconn(pool.getconn(timeout=5.0))
+    eventually(lambda: pool.get_stats()["pool_available"] == 3)
+
+
 def test_one_who_waits_after_giving_up_is_served_by_the_next_attempts(
     new_pool, network, spawn, eventually
 ):
@@ -300,9 +317,7 @@ def test_an_overridden_reconnect_failed_is_called(impl, new_pool, network, event
             told.append(self)
 
     network.down()
-    pool = new_pool(
-        cls=Telling, connection_class=network.connection_class, reconnect_timeout=0.05
-    )
+    pool = new_pool(cls=Telling, connection_class=network.connection_class, reconnect_timeout=0.05)
     pool.open()
     eventually(lambda: told == [pool])
 

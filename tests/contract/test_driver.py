@@ -3,6 +3,7 @@
 Some names that start with an underscore are here because programs in the world use them.
 """
 
+import psycopg
 import pytest
 
 PROXY_OWN = {"_wrapped"}
@@ -74,6 +75,12 @@ def test_a_connection_can_be_returned_through_itself(open_pool):
 # with conn:
 
 
+def fail_in_the_block_of(conn):
+    with conn:
+        conn.execute("insert into kept values (2)")
+        raise KeyError
+
+
 def test_leaving_a_connections_block_commits_and_keeps_it_lent(open_pool, admin):
     pool = open_pool()
     conn = pool.getconn()
@@ -84,9 +91,8 @@ def test_leaving_a_connections_block_commits_and_keeps_it_lent(open_pool, admin)
         assert not conn.closed
         assert conn._pool is pool
         assert admin.execute("select x from kept").fetchall() == [(1,)]
-        with pytest.raises(KeyError), conn:
-            conn.execute("insert into kept values (2)")
-            raise KeyError
+        with pytest.raises(KeyError):
+            fail_in_the_block_of(conn)
         assert not conn.closed
         assert admin.execute("select x from kept").fetchall() == [(1,)]
         pool.putconn(conn)
@@ -176,9 +182,7 @@ def test_the_connection_inside_a_proxy_can_be_returned_in_its_place(open_pool, p
         assert conn.execute("select 1").fetchone() == (1,)
 
 
-def test_closing_the_connection_inside_a_proxy_gives_it_back(impl, open_pool, monkeypatch):
-    import psycopg
-
+def test_closing_the_connection_inside_a_proxy_gives_it_back(open_pool, monkeypatch):
     original = psycopg.Connection.connect.__func__
     monkeypatch.setattr(
         psycopg.Connection,
@@ -189,7 +193,7 @@ def test_closing_the_connection_inside_a_proxy_gives_it_back(impl, open_pool, mo
     conn = pool.getconn()
     conn.close()
     assert pool.get_stats()["pool_available"] == 1
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="doesn't come from any pool"):
         pool.putconn(conn)
 
 
@@ -198,7 +202,7 @@ def test_a_second_return_through_a_proxy_is_refused(open_pool, proxying):
     conn = pool.getconn()
     pool.putconn(conn)
     for handle in (conn, conn._wrapped):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="doesn't come from any pool"):
             pool.putconn(handle)
     assert pool.get_stats()["pool_available"] == 1
 

@@ -9,6 +9,9 @@ import weakref
 import psycopg
 import pytest
 
+IMPLICIT_OPEN = "^the default for the ConnectionPool 'open' parameter will become 'False'"
+
+
 def borrow_and_return(pool):
     pool.putconn(pool.getconn())
 
@@ -111,19 +114,16 @@ def test_opening_does_not_wait_for_connections(new_pool, network):
 def test_a_pool_opened_implicitly_warns_at_its_first_use_only(new_pool, use):
     pool = new_pool(open=None)
     assert pool.closed is False
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match=IMPLICIT_OPEN) as caught:
         use(pool)
-    (warning,) = caught
-    assert str(warning.message).startswith(
-        "the default for the ConnectionPool 'open' parameter will become 'False'"
-    )
+    assert len(caught) == 1
     use(pool)
 
 
 def test_an_explicit_open_does_not_silence_the_warning(new_pool):
     pool = new_pool(open=None)
     pool.open()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match=IMPLICIT_OPEN):
         borrow_and_return(pool)
 
 
@@ -249,7 +249,7 @@ def test_closing_twice_is_harmless(open_pool):
     assert pool.closed is True
 
 
-def test_closing_closes_idle_connections(open_pool, full_pool):
+def test_closing_closes_idle_connections(full_pool):
     pool = full_pool(max_size=2)
     idle = list(pool._pool)
     pool.close()
@@ -280,7 +280,7 @@ def test_a_connection_is_returned_to_a_closed_pool_only_once(open_pool):
     conn = pool.getconn()
     pool.close()
     pool.putconn(conn)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="doesn't come from any pool"):
         pool.putconn(conn)
 
 
@@ -306,6 +306,21 @@ def test_closing_ends_by_its_timeout_though_a_connect_is_stuck(new_pool, network
     pool.close(timeout=0.1)
     assert time.monotonic() - start < 2.0
     assert pool.closed is True
+
+
+def test_closing_while_a_connect_is_under_way_warns_of_nothing(
+    new_pool, network, spawn, eventually, log
+):
+    network.hold()
+    pool = new_pool(connection_class=network.connection_class)
+    pool.open()
+    eventually(lambda: network.in_flight == 1)
+    call = spawn(pool.close, timeout=5.0)
+    eventually(lambda: pool.closed)
+    network.release()
+    call.result()
+    eventually(lambda: network.in_flight == 0)
+    assert log.warnings() == []
 
 
 def test_upkeep_of_a_closed_pool_is_harmless(open_pool):

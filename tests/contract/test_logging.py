@@ -160,7 +160,7 @@ def test_a_resize_is_logged(open_pool, log):
 def test_a_refused_resize_is_not_logged(open_pool, log):
     pool = open_pool()
     log.clear()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="max_size"):
         pool.resize(2, 1)
     assert log.lines() == []
 
@@ -293,9 +293,7 @@ def test_a_failed_check_callback_is_no_warning(open_pool, log):
     pool.putconn(conn)
 
 
-def test_a_callback_that_found_a_broken_connection_is_no_warning(
-    impl, open_pool, end_session, log
-):
+def test_a_callback_that_found_a_broken_connection_is_no_warning(impl, open_pool, end_session, log):
     pool = open_pool(min_size=2, check=impl.ConnectionPool.check_connection)
     end_session(next(iter(pool._pool)))
     pool.putconn(pool.getconn(timeout=5.0))

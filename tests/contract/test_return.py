@@ -1,5 +1,7 @@
 """Giving back: what each state of a returned connection leads to, and what is refused."""
 
+import re
+
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
@@ -41,7 +43,7 @@ def test_a_failed_transaction_is_rolled_back(open_pool, pid):
         assert again.execute("select 1").fetchone() == (1,)
 
 
-def test_one_in_the_middle_of_a_query_is_closed_and_replaced(open_pool, eventually, pid):
+def test_one_in_the_middle_of_a_query_is_closed_and_replaced(open_pool, pid):
     pool = open_pool()
     conn = pool.getconn()
     session = pid(conn)
@@ -134,10 +136,9 @@ def test_a_second_putconn_is_refused(open_pool):
     pool = open_pool()
     conn = pool.getconn()
     pool.putconn(conn)
-    with pytest.raises(ValueError) as refusal:
+    text = f"can't return connection to pool 'p', it doesn't come from any pool: {conn}"
+    with pytest.raises(ValueError, match=re.escape(text)):
         pool.putconn(conn)
-    text = "can't return connection to pool 'p', it doesn't come from any pool: "
-    assert str(refusal.value) == f"{text}{conn}"
     assert pool.get_stats()["pool_available"] == 1
 
 
@@ -149,10 +150,9 @@ def test_a_connection_of_no_pool_is_refused(open_pool, admin):
 def test_a_connection_of_another_pool_is_refused_and_stays_lent(open_pool):
     pool, other = open_pool(), open_pool(name="other")
     conn = other.getconn()
-    with pytest.raises(ValueError) as refusal:
+    text = f"can't return connection to pool 'p', it comes from pool 'other': {conn}"
+    with pytest.raises(ValueError, match=re.escape(text)):
         pool.putconn(conn)
-    text = "can't return connection to pool 'p', it comes from pool 'other': "
-    assert str(refusal.value) == f"{text}{conn}"
     assert conn._pool is other
     other.putconn(conn)
 
@@ -167,7 +167,7 @@ def test_a_refused_connection_changes_nothing(open_pool, admin, log):
     pool = open_pool()
     before = pool.get_stats()
     log.clear()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="doesn't come from any pool"):
         pool.putconn(admin)
     assert pool.get_stats() == before
     assert log.lines() == []

@@ -130,7 +130,11 @@ class Violation(Exception):
     """An invariant does not hold."""
 
 
-Fields: TypeAlias = tuple[Any, ...]  # a Thread's, in the order of Thread.__slots__
+FIELDS = (
+    "role", "pc", "then", "slot", "generation", "owns", "seen", "outcome", "place", "token",
+    "wakes", "overdue", "overtaken", "buffer",
+)  # fmt: skip
+Fields: TypeAlias = tuple[Any, ...]  # a Thread's, in that order
 
 
 class State(NamedTuple):
@@ -158,10 +162,7 @@ class Step(NamedTuple):
 class Thread:
     """One thread: its place in the code, and what it and its waiter know."""
 
-    __slots__ = (
-        "role", "pc", "then", "slot", "generation", "owns", "seen", "outcome", "place", "token",
-        "wakes", "overdue", "overtaken", "buffer",
-    )  # fmt: skip
+    __slots__ = FIELDS
 
     role: str
     pc: str  # its next step, or one of RESTING
@@ -190,14 +191,10 @@ class Thread:
         return role, "idle", "", -1, 0, False, 0, NONE, 0, False, 0, False, 0, ()
 
 
-fields_of = attrgetter(*Thread.__slots__)
-ROLE, PC, SLOT, GENERATION, OWNS, OUTCOME, PLACE, WAKES, OVERDUE, BUFFER = map(
-    Thread.__slots__.index,
-    (
-        "role", "pc", "slot", "generation", "owns", "outcome", "place", "wakes", "overdue",
-        "buffer",
-    ),
-)  # fmt: skip
+fields_of = attrgetter(*FIELDS)
+ROLE, PC, SLOT, GENERATION, OWNS = map(FIELDS.index, ("role", "pc", "slot", "generation", "owns"))
+OUTCOME, PLACE, WAKES, OVERDUE = map(FIELDS.index, ("outcome", "place", "wakes", "overdue"))
+BUFFER = FIELDS.index("buffer")
 
 
 class World:
@@ -372,7 +369,7 @@ class Protocol:
         return State((1 << ready) - 1, words, False, 0, ready, 0, False, threads)
 
     def canonical(self, state: State) -> State:
-        """Return a state that stands for those that differ only in which thread or slot is which."""
+        """Return a state that stands for those that only number threads or slots otherwise."""
         free, words, threads = state.free, state.words, state.threads
         if len(words) > 1:
             order = sorted(range(len(words)), key=lambda slot: rank(slot, words, threads))
@@ -445,17 +442,23 @@ class Protocol:
             pc = "over"
         if pc == "grow" and not self.scene.has_room:
             pc = "parked" if me.outcome == WAITING else "over"
+        me.pc = pc
         if pc == "over":
-            self.end(me, remember=self.scene.second_return and me.role == BORROWER)
-        else:
-            me.pc = pc
+            lent = me.slot, me.generation
+            self.end(me)
+            if me.role == BORROWER and self.scene.second_return:
+                me.slot, me.generation = lent
 
-    def end(self, me: Thread, remember: bool = False) -> None:
-        """The call is over. It may remember the lending that it ended."""
+    def end(self, me: Thread) -> None:
+        """The call is over."""
         me.pc, me.then, me.seen, me.owns = "idle", "", 0, False
-        if not remember:
-            me.slot, me.generation = -1, 0
+        me.slot, me.generation = -1, 0
         self.stop_waiting(me)
+
+    def forget(self, me: Thread) -> None:
+        """The slot is not this thread's any more; but some return what they have returned."""
+        if not self.scene.second_return:
+            me.slot, me.generation = -1, 0
 
     def hold(self, me: Thread) -> None:
         """The call is over, and brought a connection."""
@@ -666,12 +669,15 @@ class Protocol:
 
     def restore(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
+        slot = me.slot
         self.make_available(world, me)
+        if not self.scene.closer:
+            self.forget(me)
         if "read before publish" in self.changes and me.role == BORROWER:
             self.go(me, "serve" if me.seen else me.then)
         else:
             me.pc = "attend"
-        yield f"slot {state.threads[index][SLOT]} := AVAILABLE; sets its bit", world
+        yield f"slot {slot} := AVAILABLE; sets its bit", world
 
     def make_available(self, world: World, me: Thread) -> None:
         world.words[me.slot] = (AVAILABLE, 0)
@@ -687,9 +693,10 @@ class Protocol:
     def recheck(self, state: State, index: int) -> Moves:
         """Close may have swept before the bit was set: then whoever set it takes it back."""
         world, me = self.begin(state, index)
-        mine = state.free >> me.slot & 1
-        if state.closed and mine and "close overlooked" not in self.changes:
+        if state.closed:
             world.flush(me)
+        free = world.free >> me.slot & 1
+        if state.closed and free and "close overlooked" not in self.changes:
             world.free &= ~(1 << me.slot)
             world.reserve(me.slot, me)
             me.pc, me.then = "recycle", "over"
@@ -706,6 +713,7 @@ class Protocol:
         slot = me.slot
         world.leave(slot)
         me.owns = False
+        self.forget(me)
         unused = me.then == "grow" and "no grow after eviction" in self.changes
         self.go(me, "over" if unused else me.then)
         yield f"lock; slot {slot} := EMPTY; unlock", world
@@ -713,6 +721,7 @@ class Protocol:
             world, me = self.begin(state, index)
             world.words[slot] = (CONNECTING, 0)
             me.owns = False
+            self.forget(me)
             self.go(me, "over")
             yield f"lock; slot {slot} := CONNECTING; unlock", world
 
@@ -734,7 +743,8 @@ class Protocol:
         world.flush(me)
         head = world.head()
         if head is not None and head.overdue and world.free:
-            for slot, world, me in self.claims(world.freeze(), index):
+            flushed = world.freeze()
+            for slot, world, me in self.claims(flushed, index):
                 head = world.head()
                 assert head is not None
                 world.lock(me)
@@ -812,11 +822,12 @@ class Protocol:
     def land(self, state: State, index: int) -> Moves:
         """CONNECTING -> AVAILABLE. Caller holds the mutex."""
         world, me = self.begin(state, index)
-        world.growing -= world.words[me.slot][1]
+        slot = me.slot
+        world.growing -= world.words[slot][1]
         self.make_available(world, me)
         world.unlock(me)
-        me.pc = "attend"
-        yield f"slot {me.slot} := AVAILABLE; sets its bit; unlock", world
+        me.slot, me.pc = -1, "attend"
+        yield f"slot {slot} := AVAILABLE; sets its bit; unlock", world
 
     def vacate(self, state: State, index: int) -> Moves:
         if state.locked:
@@ -824,6 +835,7 @@ class Protocol:
         world, me = self.begin(state, index)
         slot = me.slot
         world.leave(slot)
+        me.slot = -1
         self.go(me, "over" if "no grow after failure" in self.changes else "grow")
         yield f"lock; slot {slot} := EMPTY; unlock", world
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
-from protocol import PC, Protocol, State, Violation
+from protocol import PC, Protocol, Scene, State, Violation
 
 Origins = dict[State, "State | None"]
 
@@ -77,6 +78,12 @@ def explore(protocol: Protocol) -> Explored:
         raise counterexample(protocol, "the pool never comes to rest", state, came_from) from None
     taken = frozenset(fields[PC] for state in came_from for fields in state.threads)
     return Explored(len(came_from), steps, at_rest, taken, time.perf_counter() - started)
+
+
+@cache
+def search(scene: Scene) -> Explored:
+    """Explore a scene, once a process."""
+    return explore(Protocol(scene))
 
 
 def counterexample(

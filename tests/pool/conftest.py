@@ -65,7 +65,7 @@ def new_pool(dsn: str, at_rest: Callable[[Any], Any]) -> Iterator[Callable[..., 
     yield build
     for pool in pools:
         pool.close(timeout=2.0)
-        if pool.snapshot().size:
+        if pool._opened:
             at_rest(pool)
 
 

@@ -1,0 +1,104 @@
+"""The search finds each deliberate fault of the waiting protocol: what it guards is needed.
+
+`pytest -rP tests/model/test_mutations.py` prints the shortest way to each violation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from protocol import FAULTS, SPARE, Scene
+from search import Counterexample, search
+
+LOST_WAKE_UP = "somebody waits while a connection is free"
+ROOM_UNUSED = "somebody waits while there is room, and nobody connects"
+KEPT = "a closed pool has kept a connection"
+
+TWO = Scene()
+CLOSING = Scene(closer=True)
+CLOSING_GROWTH = Scene(ready=0, connectors=1, closer=True)
+SECOND_RETURNS = Scene(second_return=True)
+
+# Fault: the least scene that shows it, and what goes wrong.
+CAUGHT = {
+    "no second look": (TWO, LOST_WAKE_UP),
+    "count after look": (TWO, LOST_WAKE_UP),
+    "read before publish": (TWO, LOST_WAKE_UP),
+    "relaxed bit": (TWO, LOST_WAKE_UP),
+    "relaxed attention": (TWO, LOST_WAKE_UP),
+    "grant dropped": (TWO, "slot 0 is in use, and has 0 owners"),
+    "wake-up swallowed": (TWO, LOST_WAKE_UP),
+    "no baton": (Scene(slots=2, borrowers=3), LOST_WAKE_UP),
+    "token kept": (TWO, LOST_WAKE_UP),
+    "token not set": (TWO, "a waiter is woken twice"),
+    "spins": (Scene(shared_gate=True), "the pool never comes to rest"),
+    "anyone looks": (TWO, "number 2 of the queue is served"),
+    "anyone resumes": (Scene(borrowers=3, shared_gate=True), "number 2 of the queue is served"),
+    "newcomers barge": (Scene(borrowers=3), "somebody has overtaken an overdue waiter twice"),
+    "no grow after failure": (Scene(ready=0, connectors=1), ROOM_UNUSED),
+    "no grow after eviction": (Scene(breakage=True, connectors=1), ROOM_UNUSED),
+    "generation unchecked": (SECOND_RETURNS, "slot 0 is returning, and has 2 owners"),
+    "word unchecked": (SECOND_RETURNS, "slot 0 is returning, its bit 1"),
+    "close leaves waiters": (CLOSING, "somebody waits for a closed pool"),
+    "close unannounced": (CLOSING, KEPT),
+    "close overlooked": (CLOSING, KEPT),
+    "install unchecked": (CLOSING_GROWTH, KEPT),
+    "sweep first": (CLOSING_GROWTH, KEPT),
+}
+
+# What may be left out, and a scene in which it would matter if it mattered.
+LEFT_OUT = {
+    "no baton after look": Scene(slots=2, borrowers=3),
+    "serve only if woken": Scene(borrowers=3),
+}
+
+
+def changed(scene: Scene, change: str) -> Scene:
+    return replace(scene, changes=frozenset({change}))
+
+
+def test_every_fault_and_every_spare_part_is_tried() -> None:
+    assert CAUGHT.keys() == FAULTS.keys()
+    assert LEFT_OUT.keys() == SPARE.keys()
+
+
+@pytest.mark.parametrize("fault", CAUGHT)
+def test_the_search_finds_the_fault(fault: str) -> None:
+    scene, message = CAUGHT[fault]
+    with pytest.raises(Counterexample) as caught:
+        search(changed(scene, fault))
+    print(f"{FAULTS[fault]}: after {caught.value.states} states,\n{caught.value}")
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("fault", CAUGHT)
+def test_the_same_scene_holds_without_the_fault(fault: str) -> None:
+    assert search(CAUGHT[fault][0]).at_rest
+
+
+@pytest.mark.parametrize("spare", LEFT_OUT)
+def test_the_protocol_holds_without_what_it_does_beyond_need(spare: str) -> None:
+    assert search(changed(LEFT_OUT[spare], spare)).at_rest
+
+
+def test_a_counterexample_tells_the_shortest_way_step_by_step() -> None:
+    with pytest.raises(Counterexample) as caught:
+        search(changed(TWO, "no second look"))
+    assert str(caught.value).splitlines() == [
+        "somebody waits while a connection is free",
+        "  borrower 1   getconn: closed False, first waiter overdue False",
+        "  borrower 1   takes slot 0",
+        "  borrower 1   putconn: slot 0 := RETURNING",
+        "  borrower 2   getconn: closed False, first waiter overdue False",
+        "  borrower 2   finds nothing free",
+        "  borrower 1   slot 0 := AVAILABLE; sets its bit",
+        "  borrower 1   reads attention 0",
+        "  borrower 2   lock; queues up as number 1; attention += 1",
+        "  borrower 2   second look: nothing; unlock",
+    ]
+
+
+def test_an_unknown_change_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown changes"):
+        Scene(changes=frozenset({"no such fault"}))

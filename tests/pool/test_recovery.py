@@ -1,0 +1,360 @@
+"""What a pool does while its server can't be reached, and when it can be again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+import fastpool
+import fastpool.connector
+
+OUTAGE = 3.2
+# What two busy cores may add to a delay between two attempts.
+SLACK = 0.4
+
+
+# --- a server that stops and starts -----------------------------------------------------------
+
+
+def test_a_pool_gets_over_a_long_outage_of_its_server(
+    own_server: Callable[..., Any],
+    new_pool: Callable[..., Any],
+    network: Any,
+    log: Any,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    server = own_server()
+    pool = new_pool(server.dsn, min_size=6, connection_class=network.connection_class)
+    server.stop("immediate", keep=True)
+    began = time.monotonic()
+    pool.check()  # this is how it learns that its connections are dead
+
+    # The connects under way when the first one fails fail too; from then on one slot probes.
+    eventually(lambda: log.kinds()["error connecting"] >= 1)
+    eventually(lambda: network.in_flight == 0)
+    at_first = len(network.attempts) - 6
+    assert 1 <= at_first <= 6
+    with pytest.raises(fastpool.PoolTimeout, match="connection attempt failed .*server running"):
+        pool.getconn(timeout=OUTAGE - (time.monotonic() - began))
+
+    probes = network.attempts[6 + at_first - 1 :]
+    gaps = [later - earlier for earlier, later in pairwise(probes)]
+    assert len(gaps) >= 2  # one a second
+    assert max(gaps) < 1.0 + SLACK
+    assert len(probes) <= OUTAGE / 0.9 + 2
+    assert pool.snapshot().counts["connecting"] == 6
+
+    server.start()
+    ready = time.monotonic()
+    available(pool, 6, timeout=1.0 + 2.0 + SLACK)
+    first = network.successes[6]
+    assert first - ready < 1.0 + SLACK
+    assert network.successes[-1] - first < 1.0
+    assert len(network.successes) == 12
+    assert log.kinds()["error connecting"] == len(network.attempts) - len(network.successes)
+    with pool.connection() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+def test_a_wrong_password_is_told(
+    own_server: Callable[..., Any], new_pool: Callable[..., Any]
+) -> None:
+    server = own_server(tcp=True)
+    wrong = make_conninfo(server.dsn, host="127.0.0.1", password="wrong")
+    pool = new_pool(wrong, open=False)
+    with pytest.raises(
+        fastpool.PoolTimeout,
+        match=r"initialization incomplete after 0.7 sec: .*OperationalError.*"
+        "password authentication failed",
+    ):
+        pool.open(wait=True, timeout=0.7)
+
+
+# --- a network that goes down and comes up ----------------------------------------------------
+
+
+@pytest.fixture
+def cut(new_pool: Callable[..., Any], network: Any, eventually: Callable[..., Any]) -> Any:
+    """`cut(**options)` builds an open pool whose every connect fails, and waits for the first
+    failure."""
+
+    def build(**options: Any) -> Any:
+        network.down()
+        pool = new_pool(connection_class=network.connection_class, open=False, **options)
+        pool.open()
+        eventually(lambda: network.attempts and network.in_flight == 0)
+        return pool
+
+    return build
+
+
+def test_while_the_server_is_down_one_slot_probes_and_the_others_are_owed(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    pool = cut(min_size=5)
+    eventually(lambda: network.in_flight == 0 and len(network.attempts) >= 5)
+    seen = len(network.attempts)
+    network.hold()
+    eventually(lambda: network.in_flight == 1)
+    network.most_in_flight = 0
+    network.release()
+    eventually(lambda: len(network.attempts) >= seen + 10)
+    assert network.most_in_flight == 1
+    assert pool.snapshot().counts["connecting"] == 5
+    network.up()
+    available(pool, 5)
+
+
+def test_all_that_is_owed_is_connected_at_the_first_success(
+    cut: Callable[..., Any],
+    network: Any,
+    available: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = cut(min_size=8)
+    network.up()
+    available(pool, 8)
+    assert network.successes[-1] - network.successes[0] < 0.8  # none of them waited a backoff
+
+
+def test_a_connect_that_gets_through_ends_the_backoff(
+    new_pool: Callable[..., Any],
+    network: Any,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two connects are under way; one fails and waits, the other then succeeds."""
+    monkeypatch.setattr(fastpool.base.AttemptWithBackoff, "INITIAL_DELAY", 60.0)
+    monkeypatch.setattr(fastpool.base.AttemptWithBackoff, "MAX_DELAY", 60.0)
+    pool = new_pool(min_size=2, connection_class=network.connection_class, open=False)
+    network.hold()
+    pool.open()
+    eventually(lambda: network.in_flight == 2)
+    network.down()
+    network.let(1)
+    eventually(lambda: network.in_flight == 1)
+    network.up()
+    network.let(1)
+    network.release()
+    available(pool, 2)
+
+
+def test_a_timeout_names_the_last_connection_error(
+    cut: Callable[..., Any], network: Any
+) -> None:
+    pool = cut()
+    with pytest.raises(
+        fastpool.PoolTimeout,
+        match="couldn't get a connection after 0.05 sec: .*"
+        "the last connection attempt failed with OperationalError: the network is down",
+    ):
+        pool.getconn(timeout=0.05)
+
+
+def test_an_error_that_is_over_is_not_named(
+    cut: Callable[..., Any], network: Any, available: Callable[..., None]
+) -> None:
+    pool = cut()
+    network.up()
+    available(pool, 1)
+    with pool.connection(), pytest.raises(fastpool.PoolTimeout) as caught:
+        pool.getconn(timeout=0.05)
+    assert "the network is down" not in str(caught.value)
+
+
+def test_wait_names_the_error_and_closes_the_pool(cut: Callable[..., Any]) -> None:
+    pool = cut(min_size=2)
+    with pytest.raises(
+        fastpool.PoolTimeout,
+        match="pool initialization incomplete after 0.05 sec: .*the network is down",
+    ):
+        pool.wait(timeout=0.05)
+    assert pool.closed
+    assert pool.snapshot().size == 0
+    with pytest.raises(fastpool.PoolClosed):
+        pool.getconn()
+
+
+def test_wait_names_why_libpq_could_not_connect(
+    new_pool: Callable[..., Any], unreachable: str
+) -> None:
+    pool = new_pool(unreachable, open=False)
+    with pytest.raises(fastpool.PoolTimeout, match=r"No such file or directory"):
+        pool.open(wait=True, timeout=0.2)
+
+
+def test_close_ends_a_backoff_at_once(cut: Callable[..., Any], network: Any) -> None:
+    pool = cut(min_size=4)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 0.5
+    assert pool.snapshot().size == 0
+
+
+def test_those_who_wait_in_an_outage_are_served_when_it_ends(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+) -> None:
+    pool = cut(max_size=3)
+    calls = [spawn(lambda: pool.putconn(pool.getconn(10.0))) for _ in range(6)]
+    waiting(pool, 6)
+    network.up()
+    for call in calls:
+        call.result()
+    assert pool.get_stats()["requests_errors"] == 0
+
+
+# --- giving up --------------------------------------------------------------------------------
+
+
+def test_reconnect_failed_is_called_once_when_all_attempts_fail(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    log: Any,
+    eventually: Callable[..., Any],
+) -> None:
+    failed: list[Any] = []
+    opened = time.monotonic()
+    pool = cut(min_size=4, reconnect_timeout=0.3, reconnect_failed=lambda p: failed.append(p))
+    eventually(lambda: pool.snapshot().size == 0)
+    assert time.monotonic() - opened >= 0.3
+    eventually(lambda: failed)
+    attempts = len(network.attempts)
+    with pytest.raises(fastpool.PoolTimeout), pool.connection(timeout=0.1):
+        pass
+    assert failed == [pool]
+    assert log.kinds()["reconnection attempt"] == 1
+    assert "reconnection attempt in pool 'p' failed after 0.3 sec" in log.warnings()
+    assert len(network.attempts) > attempts  # whoever asks makes it try again
+
+
+def test_min_size_is_restored_without_a_request_after_giving_up(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    monkeypatch: pytest.MonkeyPatch,
+    available: Callable[..., None],
+) -> None:
+    monkeypatch.setattr(fastpool.connector, "REVIVAL_PERIOD", 0.2)
+    gave_up = threading.Event()
+    pool = cut(min_size=3, reconnect_timeout=0.1, reconnect_failed=lambda p: gave_up.set())
+    assert gave_up.wait(5.0)
+    network.up()
+    available(pool, 3)
+    assert pool.get_stats()["requests_num"] == 0
+
+
+def test_the_pool_goes_on_reviving_however_often_it_gives_up(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    monkeypatch.setattr(fastpool.connector, "REVIVAL_PERIOD", 0.05)
+    failed: list[Any] = []
+    pool = cut(min_size=2, reconnect_timeout=0.05, reconnect_failed=failed.append)
+    eventually(lambda: len(failed) >= 3)
+    network.up()
+    available(pool, 2)
+
+
+def test_growth_resumes_after_giving_up(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    failed: list[Any] = []
+    pool = cut(min_size=2, max_size=4, reconnect_timeout=0.1, reconnect_failed=failed.append)
+    eventually(lambda: failed)
+    network.up()
+    conns = [pool.getconn(timeout=5.0) for _ in range(4)]
+    for conn in conns:
+        pool.putconn(conn)
+    assert pool.snapshot().counts["available"] == 4
+
+
+def test_one_request_after_giving_up_restores_min_size(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    failed: list[Any] = []
+    pool = cut(min_size=3, reconnect_timeout=0.1, reconnect_failed=failed.append)
+    eventually(lambda: failed)
+    network.up()
+    pool.putconn(pool.getconn(timeout=5.0))
+    available(pool, 3)
+
+
+def test_a_request_that_waits_through_giving_up_is_served_later(
+    cut: Callable[..., Any],
+    network: Any,
+    quick_backoff: None,
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    eventually: Callable[..., Any],
+) -> None:
+    failed: list[Any] = []
+    pool = cut(reconnect_timeout=0.1, reconnect_failed=failed.append)
+    call = spawn(lambda: pool.putconn(pool.getconn(20.0)))
+    waiting(pool, 1)
+    eventually(lambda: len(failed) >= 2)
+    network.up()
+    call.result()
+
+
+def test_a_failing_configure_is_retried_and_its_session_closed(
+    new_pool: Callable[..., Any],
+    sessions: Any,
+    quick_backoff: None,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    fails = threading.Event()
+    fails.set()
+    calls: list[Any] = []
+
+    def configure(conn: Any) -> None:
+        calls.append(conn.pgconn.backend_pid)
+        if fails.is_set():
+            raise ValueError("not today")
+
+    pool = new_pool(open=False, configure=configure, kwargs=sessions.kwargs)
+    pool.open()
+    eventually(lambda: len(calls) >= 3)
+    with pytest.raises(fastpool.PoolTimeout, match="ValueError: not today"):
+        pool.getconn(timeout=0.05)
+    fails.clear()
+    available(pool, 1)
+    eventually(lambda: sessions.pids() == {calls[-1]})
+
+
+def test_parameters_are_asked_at_every_attempt(
+    new_pool: Callable[..., Any], dsn: str, unreachable: str, quick_backoff: None
+) -> None:
+    answers = iter([unreachable, unreachable])
+    pool = new_pool(lambda: next(answers, dsn), open=False)
+    pool.open(wait=True, timeout=5.0)
+    assert pool.get_stats()["connections_errors"] == 2
