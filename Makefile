@@ -41,12 +41,9 @@ stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" $(BIN)/cython-lint fastpool
-	$(BIN)/codespell
-	$(BIN)/mypy
-	$(BIN)/stubtest --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist.txt fastpool
+	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \
+	    codespell mypy "stubtest --allowlist scripts/stubtest-allowlist.txt fastpool"; \
+	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
 
 .PHONY: format
 format: $(VENV)/.has-lint ## rewrite the Python sources in the house style

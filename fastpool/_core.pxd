@@ -88,7 +88,8 @@ cdef struct Chunk:
 @cython.final
 cdef class Entry:
     cdef object __weakref__
-    cdef object table_ref   # weak: an idle connection must not keep its table alive
+    cdef object table_ref   # weak: an idle connection must not keep its table alive. The table's
+                            # own, for one that were collected with the entry would be dead already
     cdef void *table_id
     cdef object pgconn
     cdef object face        # the proxy that stands for the connection, if it is one
@@ -123,6 +124,7 @@ cdef class Gauge:
 @cython.final
 cdef class SlotTable:
     cdef object __weakref__
+    cdef object me                  # weak, for the entries: see Entry.table_ref
     cdef cython.pymutex mutex
     # --- guarded by the mutex -------------------------------------------------------------
     cdef int size                   # slots that are not EMPTY
@@ -158,7 +160,6 @@ cdef class SlotTable:
     cdef Chunk *chunk(self, int index) noexcept nogil
     cdef Slot *slot(self, int index) noexcept nogil
     cdef int state(self, int index) noexcept nogil
-    cdef set_state(self, int index, int before, int after)
     cdef void put_state(self, int index, int state) noexcept nogil
     # the free bitmap
     cdef int claim(self) noexcept nogil
@@ -175,6 +176,8 @@ cdef class SlotTable:
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
     cdef int make_available(self, Slot *slot, Entry entry, object conn) except -1
     # taking out and bringing in
+    cdef int check_owned(self, Entry entry) except -1
+    cdef int check_state(self, int index, int wanted) except -1
     cdef detach(self, Entry entry, bint late)
     cdef bint has_room(self) noexcept nogil
     cdef int enter_locked(self, bint growth) noexcept nogil

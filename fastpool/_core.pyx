@@ -243,13 +243,14 @@ cdef class SlotTable:
         self.lifo = lifo
         self.tau = tau_ns
         self.on_lost = on_lost
+        self.me = PyWeakref_NewRef(self, None)
         if max_size > MAX_SLOTS:
             raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
         if not self.make_room(max_size if max_size else CHUNK):
             raise MemoryError
         cdef int i
         for i in range(min_size):
-            self.set_state(i, EMPTY, CONNECTING)
+            self.put_state(i, CONNECTING)
         self.size = min_size
 
     def __dealloc__(self):
@@ -294,13 +295,6 @@ cdef class SlotTable:
 
     cdef int state(self, int index) noexcept nogil:
         return fp_load(&self.slot(index).word) & 0xFF
-
-    cdef set_state(self, int index, int before, int after):
-        """Move a slot that the caller owns."""
-        if self.state(index) != before:
-            raise RuntimeError(
-                f"bug: slot {index} is {STATES[self.state(index)]}, not {STATES[before]}")
-        self.put_state(index, after)
 
     cdef void put_state(self, int index, int state) noexcept nogil:
         cdef Slot *slot = self.slot(index)
@@ -485,9 +479,7 @@ cdef class SlotTable:
         has been closed meanwhile: the caller then closes what it finds free.
         """
         cdef Entry entry = conn._slot
-        cdef int state = self.state(entry.index)
-        if state != RETURNING and state != RESERVED:
-            raise RuntimeError(f"bug: slot {entry.index} is {STATES[state]}, not the caller's")
+        self.check_owned(entry)
         self.make_available(self.slot(entry.index), entry, conn)
         self.publish(entry.index, new_turn)
         if fp_load_seq(&self.attention):
@@ -533,11 +525,24 @@ cdef class SlotTable:
         this, and may still return it once.
         """
         cdef Entry entry = conn._slot
+        self.check_owned(entry)
+        self.detach(entry, late)
+        return entry.index
+
+    cdef int check_owned(self, Entry entry) except -1:
+        """The caller says that it owns the connection: RETURNING or RESERVED, and in this table."""
+        if entry.table_id != <void *>self:
+            raise RuntimeError("bug: the connection is not of this table")
         cdef int state = self.state(entry.index)
         if fp_load(&entry.fate) != RESIDENT or (state != RETURNING and state != RESERVED):
             raise RuntimeError(f"bug: slot {entry.index} is {STATES[state]}, not the caller's")
-        self.detach(entry, late)
-        return entry.index
+        return 0
+
+    cdef int check_state(self, int index, int wanted) except -1:
+        if self.state(index) != wanted:
+            raise RuntimeError(
+                f"bug: slot {index} is {STATES[self.state(index)]}, not {STATES[wanted]}")
+        return 0
 
     cdef detach(self, Entry entry, bint late):
         with self.mutex:
@@ -551,12 +556,15 @@ cdef class SlotTable:
         Called by a finalizer, at any moment and in any thread; on_lost must cope with that.
         """
         cdef Slot *slot = self.slot(entry.index)
-        cdef uint64_t word = fp_load(&slot.word)
+        cdef uint64_t word, state
         cdef int64_t held
-        if (word & 0xFF) != IN_USE:
+        # Not only while IN_USE: whoever was returning it, or looked at it, has gone as well. Nor
+        # can anybody move the slot any more, for that takes the connection.
+        word = fp_load(&slot.word)
+        state = word & 0xFF
+        if state != IN_USE and state != RETURNING and state != RESERVED:
             return
-        if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
-            return
+        fp_store(&slot.word, (word & ~<uint64_t>0xFF) | RETURNING)
         held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
         owner = fp_peek(&slot.owner)
         self.detach(entry, False)
@@ -570,6 +578,7 @@ cdef class SlotTable:
 
         A slot beyond max_size, or of a closed table, is not replaced.
         """
+        self.check_state(index, CLOSING)
         with self.mutex:
             if self.max_size and self.size > self.max_size:
                 replace = False
@@ -642,11 +651,12 @@ cdef class SlotTable:
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
         """
+        self.check_state(index, CONNECTING)
         cdef Slot *slot = self.slot(index)
         cdef Entry entry = Entry.__new__(Entry)
         cdef bint closed
         fp_store(&entry.fate, RETIRED)  # until it is in the table its finalizer has nothing to say
-        entry.table_ref = PyWeakref_NewRef(self, None)
+        entry.table_ref = self.me
         entry.table_id = <void *>self
         entry.pgconn = pgconn
         entry.index = index
@@ -675,8 +685,7 @@ cdef class SlotTable:
 
     def vacate(self, int index):
         """CONNECTING -> EMPTY: the connect was given up."""
-        if self.state(index) != CONNECTING:
-            raise RuntimeError(f"bug: slot {index} is {STATES[self.state(index)]}, not connecting")
+        self.check_state(index, CONNECTING)
         with self.mutex:
             self.leave_locked(index)
 

@@ -329,9 +329,7 @@ class BasePool(FastPath):
         while it was lent."""
         this = weakref.ref(self)
 
-        def on_lost(
-            index: int, backend_pid: int, owner: int, held_ns: int, closed: bool
-        ) -> None:
+        def on_lost(index: int, backend_pid: int, owner: int, held_ns: int, closed: bool) -> None:
             pool = this()
             if pool is not None:
                 pool._table.count(COUNT_LOST)

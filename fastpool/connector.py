@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from functools import partial
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg.errors import ProgrammingError
 from psycopg.pq import TransactionStatus
@@ -25,6 +25,9 @@ from ._core import (
     coarse_ns,
 )
 from .base import AttemptWithBackoff, BasePool, Timer, logger, now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # After giving up the pool still tries, this often (seconds), to have min_size connections again.
 REVIVAL_PERIOD = 30.0
@@ -71,22 +74,31 @@ class Connector:
     def start(self, index: int) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
         if self._probing.inside:
-            self._owed.append(index)
-            if not self._probing.inside:  # the probe ended between the two lines
-                self._release_owed()
+            self._owe(index)
         else:
             self._submit(index)
+
+    def _owe(self, index: int) -> None:
+        """Keep a slot until the probe has succeeded, or the pool is closed."""
+        self._owed.append(index)
+        if not self._probing.inside:  # the probe ended before it could see this one
+            self._release_owed()
+        self._close_if_closed()
 
     def _submit(self, index: int) -> None:
         self._pool._submit(partial(self.attempt, index))
 
     def _release_owed(self) -> None:
+        for index in self._take_owed():
+            self._submit(index)
+
+    def _take_owed(self) -> Iterator[int]:
+        """Take the owed slots, each for one caller only."""
         while True:
             try:
-                index = self._owed.popleft()
+                yield self._owed.popleft()
             except IndexError:
                 return
-            self._submit(index)
 
     # --- one attempt ------------------------------------------------------------------------
 
@@ -151,9 +163,7 @@ class Connector:
         logger.warning("error connecting in %r: %s", pool.name, error)
         if index != self._probe:
             if not self._probing.enter():
-                self._owed.append(index)
-                if not self._probing.inside:
-                    self._release_owed()
+                self._owe(index)
                 return
             self._probe = index
             self._backoff = AttemptWithBackoff(timeout=pool.reconnect_timeout)
@@ -163,6 +173,7 @@ class Connector:
             await self._give_up()
         else:
             self._retry = (pool._later(delay, pool._retry_connect), index)
+            self._close_if_closed()  # ... before the plan was there to be cancelled
 
     def retry(self) -> None:
         """The backoff is over: attempt the probe's slot again."""
@@ -178,10 +189,7 @@ class Connector:
             pool.name,
             pool.reconnect_timeout,
         )
-        owed = [self._probe]
-        while self._owed:
-            owed.append(self._owed.popleft())
-        for index in owed:
+        for index in [self._probe, *self._take_owed()]:
             pool._table.vacate(index)
         self._end_probe()
         if pool._closed:
@@ -191,6 +199,10 @@ class Connector:
         if pool._table.counts()[2]:
             self.grow()  # room was made: those who wait go on trying
 
+    def _close_if_closed(self) -> None:
+        if self._pool._closed:
+            self.close()
+
     def close(self) -> None:
         """Cancel what is planned; the slots that were owed are nobody's."""
         if self._revival is not None:
@@ -198,8 +210,8 @@ class Connector:
         retry = self._retry
         if retry is not None and retry[0].cancel():
             self._pool._table.vacate(retry[1])
-        while self._owed:
-            self._pool._table.vacate(self._owed.popleft())
+        for index in self._take_owed():
+            self._pool._table.vacate(index)
 
 
 async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:

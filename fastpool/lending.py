@@ -162,13 +162,15 @@ def _timeout_error(
         names = ", ".join(_holder(slot) for slot in held[:_HOLDERS_NAMED])
         parts.append(f"held longest by {names}")
     if error is not None:
-        parts.append(f"the last check failed with {type(error).__name__}: {error}")
+        parts.append(f"the last check failed with {one_line(error)}")
     if pool._last_error is not None:
-        last = pool._last_error
-        parts.append(f"the last connection attempt failed with {type(last).__name__}: {last}")
-    return PoolTimeout(
-        f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts).strip()
-    )
+        parts.append(f"the last connection attempt failed with {one_line(pool._last_error)}")
+    return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's class and text; libpq's texts have several lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _holder(slot: SlotInfo) -> str:

@@ -39,14 +39,14 @@ class Workers:
         name = f"{self._name}-worker-{self._number % self._limit}"
         self._number += 1
         thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending
-            self._threads.discard(thread)
             self._running.leave()
 
     def _work(self) -> None:
+        # Here, not where it is started: a thread that has not begun can't be joined.
+        self._threads.add(threading.current_thread())
         while True:
             while (job := self._next()) is not None:
                 _do(job)

@@ -48,11 +48,11 @@ def _libc() -> Any:
         from ctypes import CDLL, c_int, c_ulong, c_void_p
 
         libc = CDLL(None)
-    except (ImportError, OSError):
+        libc.shmctl.argtypes = (c_int, c_int, c_void_p)
+        if sys.platform == "linux":
+            libc.prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+    except (ImportError, OSError, AttributeError):
         return None
-    libc.shmctl.argtypes = (c_int, c_int, c_void_p)
-    if sys.platform == "linux":
-        libc.prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
     return libc
 
 
@@ -101,8 +101,8 @@ def pid_file(data: str) -> list[str]:
 def stop_postmaster(pid: int, mode: str, ended: Callable[[], bool]) -> None:
     """Stop a postmaster, each time the last way did not end it in time by a harsher one.
 
-    *mode* is one of MODES; *ended* tells whether the postmaster is gone. Blocks until it
-    is, at most for three times PATIENCE.
+    *mode* is one of MODES; *ended* tells whether the postmaster is gone. Blocks until it is, at
+    most for three times PATIENCE.
     """
     ways = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
     for way in ways[MODES.index(mode) :]:
@@ -178,6 +178,7 @@ class Guard:
         self._owner = owner
         self._buffer = b""
         self._ended: dict[int, int] = {}
+        self._initdb: int | None = None
         self._postmaster: int | None = None
         self._prepared = False
         self._unfinished: str | None = None
@@ -281,11 +282,7 @@ class Guard:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.chdir(self._spec["home"])
-            if self._spec["account"] is not None:
-                uid, gid = self._spec["account"]
-                os.setgroups([])
-                os.setgid(gid)
-                os.setuid(uid)
+            self._become_the_account()
             if self._libc is not None and sys.platform == "linux":
                 # After the change of user, which would forget it.
                 self._libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
@@ -297,8 +294,25 @@ class Guard:
         finally:
             os._exit(127)
 
+    def _become_the_account(self) -> None:
+        if self._spec["account"] is not None:
+            uid, gid = self._spec["account"]
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+
+    def _end_initdb(self) -> None:
+        """End an initdb that runs; its own programs end with their input, and clean up then."""
+        if self._initdb is None or self._has_ended(self._initdb):
+            return
+        os.kill(self._initdb, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and children_of(os.getpid()):
+            time.sleep(POLL)
+            self._reap()
+
     def _sweep(self) -> None:
-        """End what a postmaster or an initdb left behind when it was killed."""
+        """End what a killed postmaster left behind."""
         deadline = time.monotonic() + PATIENCE
         self._reap()
         while time.monotonic() < deadline and (left := children_of(os.getpid())):
@@ -336,7 +350,7 @@ class Guard:
         with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(password)
         self._give(secret)
-        pid = self._spawn([*argv, f"--pwfile={secret}"], signal.SIGKILL)
+        pid = self._initdb = self._spawn([*argv, f"--pwfile={secret}"], signal.SIGKILL)
         while not self._has_ended(pid):
             if time.monotonic() > deadline:
                 return "initdb did not end in time"
@@ -384,13 +398,26 @@ class Guard:
         self._sweep()
         self._postmaster = None
 
+    def _forget_shared_memory(self) -> None:
+        # As the account: a root with few capabilities, as in a container, has no right to.
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            return
+        try:
+            self._become_the_account()
+            forget_shared_memory(self._spec["data"])
+        finally:
+            os._exit(0)
+
     def _end(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
+            self._end_initdb()
             self._stop("fast" if self._spec["keep_data"] else "immediate")
             self._sweep()
             if not self._spec["keep_data"]:
-                forget_shared_memory(self._spec["data"])
+                self._forget_shared_memory()
             if self._unfinished is not None:
                 remove(self._unfinished)
         finally:

@@ -32,6 +32,23 @@ def impl(request: pytest.FixtureRequest) -> ModuleType:
     return importlib.import_module(request.param)
 
 
+@pytest.fixture(autouse=True)
+def threads_end_with_their_test(eventually: Callable[..., Any]) -> Iterator[None]:
+    """Let the threads of a test's pools end, for one that lingers would log into the next test.
+
+    All pools are closed by then. A thread that does not end is for the test to find, not for this.
+    """
+    before = set(threading.enumerate())
+
+    def ended() -> bool:
+        new = set(threading.enumerate()) - before
+        return all(thread.name == "fastpool-housekeeper" for thread in new)
+
+    yield
+    with suppress(AssertionError):
+        eventually(ended, timeout=2.0)
+
+
 @pytest.fixture
 def base(impl: ModuleType) -> ModuleType:
     """The package's module `base`."""

@@ -395,13 +395,13 @@ def test_closing_closes_what_waits_for_its_reset(open_pool, eventually):
 def test_many_short_uses_add_up(open_pool):
     pool = open_pool()
     used = 0.0
-    for _ in range(100):
+    for _ in range(200):
         with pool.connection():
             start = time.perf_counter()
             while time.perf_counter() < start + 0.0004:
                 pass
             used += time.perf_counter() - start
-    assert pool.get_stats()["usage_ms"] >= 0.9 * used * 1000
+    assert pool.get_stats()["usage_ms"] >= used * 1000 - 1
 
 
 @defect("a key is missing while its value is zero")

@@ -75,7 +75,7 @@ def test_a_new_table_owes_a_connect_for_each_slot_of_min_size() -> None:
 
 def test_a_connection_that_is_installed_is_available() -> None:
     table = CheckedTable(1, 1)
-    table.connect(0)
+    assert table.install(0, Stub(0), None, 1, FAR) is True
     assert table.states() == [AVAILABLE]
     assert table.owed() == []
     assert table.counts() == (1, 1, 0)
@@ -176,7 +176,7 @@ def test_an_empty_slot_is_used_again() -> None:
 @pytest.mark.parametrize("state", all_but(RETURNING, RESERVED, EMPTY, CONNECTING))
 def test_restore_refuses_a_slot_that_is_not_the_callers(state: str) -> None:
     table, conn = table_in(state)
-    with pytest.raises(RuntimeError, match=f"^bug: slot 0 is {state}, "):
+    with pytest.raises(RuntimeError, match="^bug: "):
         table.restore(conn)
     assert table.states() == [state]
 
@@ -184,7 +184,7 @@ def test_restore_refuses_a_slot_that_is_not_the_callers(state: str) -> None:
 @pytest.mark.parametrize("state", all_but(RETURNING, RESERVED, EMPTY, CONNECTING))
 def test_evict_refuses_a_slot_that_is_not_the_callers(state: str) -> None:
     table, conn = table_in(state)
-    with pytest.raises(RuntimeError, match=f"^bug: slot 0 is {state}, "):
+    with pytest.raises(RuntimeError, match="^bug: "):
         table.evict(conn)
     assert table.states() == [state]
 
@@ -192,7 +192,7 @@ def test_evict_refuses_a_slot_that_is_not_the_callers(state: str) -> None:
 @pytest.mark.parametrize("state", all_but(CONNECTING))
 def test_vacate_refuses_a_slot_that_is_not_connecting(state: str) -> None:
     table, _ = table_in(state)
-    with pytest.raises(RuntimeError, match=f"^bug: slot 0 is {state}, "):
+    with pytest.raises(RuntimeError, match="^bug: "):
         table.vacate(0)
     assert table.states() == [state]
 
@@ -200,7 +200,7 @@ def test_vacate_refuses_a_slot_that_is_not_connecting(state: str) -> None:
 @pytest.mark.parametrize("state", all_but(CONNECTING))
 def test_install_refuses_a_slot_that_is_not_connecting(state: str) -> None:
     table, conn = table_in(state)
-    with pytest.raises(RuntimeError, match=f"^bug: slot 0 is {state}, "):
+    with pytest.raises(RuntimeError, match="^bug: "):
         table.raw.install(0, Stub(99), None, 1, FAR)
     table.verify()
     assert table.states() == [state]
@@ -211,7 +211,7 @@ def test_install_refuses_a_slot_that_is_not_connecting(state: str) -> None:
 @pytest.mark.parametrize("replace", [True, False])
 def test_recycle_refuses_a_slot_that_is_not_closing(state: str, replace: bool) -> None:
     table, conn = table_in(state)
-    with pytest.raises(RuntimeError, match=f"^bug: slot 0 is {state}, "):
+    with pytest.raises(RuntimeError, match="^bug: "):
         table.raw.recycle(0, replace)
     table.verify()
     assert table.states() == [state]
@@ -912,10 +912,10 @@ class Losses:
     """What on_lost was called with."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, ...]] = []
+        self.calls: list[tuple[int, int, int, int, bool]] = []
 
-    def __call__(self, *args: int) -> None:
-        self.calls.append(args)
+    def __call__(self, index: int, pid: int, owner: int, held_ns: int, closed: bool) -> None:
+        self.calls.append((index, pid, owner, held_ns, closed))
 
 
 def test_a_connection_dropped_while_lent_is_reported_and_its_slot_closing() -> None:
@@ -925,13 +925,25 @@ def test_a_connection_dropped_while_lent_is_reported_and_its_slot_closing() -> N
     assert conn.name == 0
     del conn
     gc.collect()
-    ((index, backend_pid, owner, held_ns),) = losses.calls
-    assert (index, backend_pid, owner) == (0, 1000, threading.get_ident())
+    ((index, backend_pid, owner, held_ns, closed),) = losses.calls
+    assert (index, backend_pid, owner, closed) == (0, 1000, threading.get_ident(), False)
     assert 0 <= held_ns < 60 * SECOND
     assert table.states() == [CLOSING, AVAILABLE]
     assert table.recycle(0, True) is True
     table.fill()
     assert table.counts() == (2, 2, 0)
+
+
+def test_a_connection_that_was_closed_before_it_was_dropped_is_reported_as_such() -> None:
+    class Closed:
+        status = 1  # BAD, libpq's
+
+    losses = Losses()
+    table = CheckedTable(1, 1, on_lost=losses)
+    table.install(0, Stub(0), Closed(), 1, FAR)
+    table.lend()
+    gc.collect()
+    assert [call[4] for call in losses.calls] == [True]
 
 
 def test_a_connection_lost_in_a_cycle_is_reported_by_the_collector() -> None:
@@ -991,9 +1003,9 @@ def test_a_connection_that_never_came_into_the_table_is_not_lost() -> None:
     losses = Losses()
     table = CheckedTable(1, 1, on_lost=losses)
     table.close()
-    with pytest.raises(RuntimeError):
-        table.connect(0)
+    table.connect(0)
     gc.collect()
+    assert table.states() == [CONNECTING]
     assert losses.calls == []
 
 
@@ -1102,8 +1114,7 @@ def test_what_is_closed_is_not_replaced_once_the_table_is() -> None:
 def test_nothing_comes_into_a_closed_table() -> None:
     table = CheckedTable(1, 4)
     table.close()
-    with pytest.raises(RuntimeError, match="the table is closed"):
-        table.connect(0)
+    assert table.install(0, Stub(0), None, 1, FAR) is False
     assert table.states()[0] == CONNECTING
     assert table.enter(4) == -1
     assert table.grow() == -1
@@ -1115,8 +1126,7 @@ def test_a_connection_refused_by_a_closed_table_is_no_connection_of_it() -> None
     table = CheckedTable(1, 1)
     table.close()
     conn = Stub(0)
-    with pytest.raises(RuntimeError):
-        table.install(0, conn, None, 1, FAR)
+    table.install(0, conn, None, 1, FAR)
     assert table.begin_return(conn) == RETURN_NOT_LENT
     assert table.is_retired(conn._slot)
 

@@ -15,8 +15,9 @@ from search import search
 SCENES = {
     "two callers, one connection": Scene(),
     "four callers, one connection": Scene(borrowers=4),
-    "three callers, two connections": Scene(slots=2, borrowers=3),
-    "growth from nothing": Scene(slots=2, ready=0, connectors=1),
+    "four callers, two connections": Scene(slots=2, borrowers=4),
+    "four callers, three connections": Scene(slots=3, borrowers=4),
+    "growth from nothing": Scene(slots=2, ready=0, borrowers=3, connectors=1),
     "growth by two at once": Scene(slots=2, ready=0, connectors=2, max_connecting=2),
     "broken returns": Scene(slots=2, ready=1, connectors=1, breakage=True),
     "broken returns that are replaced": Scene(connectors=2, breakage=True, replacement=True),
@@ -29,12 +30,14 @@ SCENES = {
 }
 
 DEEP_SCENES = {
-    "four callers, two connections": Scene(slots=2, borrowers=4),
-    "four callers, three connections": Scene(slots=3, borrowers=4),
-    "three callers, growth": Scene(slots=2, ready=0, borrowers=3, connectors=1),
-    "three callers, broken returns": Scene(borrowers=3, connectors=1, breakage=True),
+    "six callers, three connections": Scene(slots=3, borrowers=6),
+    "three callers, growth by two at once": Scene(
+        slots=3, ready=0, borrowers=3, connectors=2, max_connecting=2
+    ),
+    "three callers, broken returns": Scene(slots=2, borrowers=3, connectors=1, breakage=True),
     "three callers, maintenance": Scene(borrowers=3, keeper=True, connectors=1),
-    "three callers, two connections, closing": Scene(slots=2, borrowers=3, closer=True),
+    "three callers, late wake-ups": Scene(slots=2, borrowers=3, shared_gate=True),
+    "three callers, closing": Scene(slots=2, borrowers=3, closer=True),
     "closing, growing, breaking": Scene(slots=2, ready=1, connectors=1, breakage=True, closer=True),
     "closing, growing, maintained": Scene(keeper=True, connectors=1, closer=True),
 }

@@ -41,7 +41,7 @@ def test_a_pool_gets_over_a_long_outage_of_its_server(
     eventually(lambda: network.in_flight == 0)
     at_first = len(network.attempts) - 6
     assert 1 <= at_first <= 6
-    with pytest.raises(fastpool.PoolTimeout, match="connection attempt failed .*server running"):
+    with pytest.raises(fastpool.PoolTimeout, match="attempt failed with OperationalError: conn"):
         pool.getconn(timeout=OUTAGE - (time.monotonic() - began))
 
     probes = network.attempts[6 + at_first - 1 :]
@@ -120,7 +120,6 @@ def test_all_that_is_owed_is_connected_at_the_first_success(
     cut: Callable[..., Any],
     network: Any,
     available: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = cut(min_size=8)
     network.up()
@@ -235,12 +234,14 @@ def test_reconnect_failed_is_called_once_when_all_attempts_fail(
     eventually(lambda: pool.snapshot().size == 0)
     assert time.monotonic() - opened >= 0.3
     eventually(lambda: failed)
-    attempts = len(network.attempts)
-    with pytest.raises(fastpool.PoolTimeout), pool.connection(timeout=0.1):
-        pass
+    assert pool.snapshot().size == 0
     assert failed == [pool]
     assert log.kinds()["reconnection attempt"] == 1
     assert "reconnection attempt in pool 'p' failed after 0.3 sec" in log.warnings()
+
+    attempts = len(network.attempts)
+    with pytest.raises(fastpool.PoolTimeout), pool.connection(timeout=0.05):
+        pass
     assert len(network.attempts) > attempts  # whoever asks makes it try again
 
 
