@@ -8,10 +8,11 @@ STRESS_SECONDS ?= 60
 PYTEST_ARGS =
 DEMO_ARGS =
 
+ALLOWLIST = scripts/stubtest-allowlist.txt
 BIN = $(VENV)/bin
 MEASURE = $(BIN)/pytest bench $(PYTEST_ARGS) --benchmark-columns=median,iqr,min,max,rounds --benchmark-json
 PIP = sh scripts/pip.sh $(BIN)/python
-SOURCES := setup.py pyproject.toml README.md LICENSE MANIFEST.in $(sort $(shell \
+SOURCES := setup.py pyproject.toml MANIFEST.in $(sort $(shell \
 	find fastpool -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' -o -name '*.h' -o -name py.typed))
 
 export STRESS_SECONDS
@@ -42,7 +43,8 @@ stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
 	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \
-	    codespell mypy "stubtest --allowlist scripts/stubtest-allowlist.txt fastpool"; \
+	    codespell mypy \
+	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) fastpool._core fastpool._fastpath"; \
 	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
 
 .PHONY: format

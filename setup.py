@@ -28,6 +28,7 @@ BUILD = os.path.join("build", f"{KIND}-{sysconfig.get_config_var('SOABI') or sys
 DIRECTIVES = {
     "language_level": 3,
     "freethreading_compatible": True,
+    "auto_pickle": False,
     "autotestdict": False,
     "boundscheck": DEBUG,
     "initializedcheck": DEBUG,

@@ -105,7 +105,6 @@ cdef class Waiter:
     cdef readonly object gate       # what the waiter parks on, when that is the shell's
     cdef object wake_call           # how to wake it then
     cdef void *lock                 # else a thread's own lock, held while nobody has woken it
-    cdef Waiter self_ref            # kept while queued, so that the queue owns its members
     cdef PyObject *next
     cdef PyObject *previous
     cdef int outcome
@@ -131,7 +130,7 @@ cdef class SlotTable:
     cdef int growing                # connects in flight that were started for waiters
     cdef int n_waiting
     cdef int n_watching
-    cdef PyObject *first            # FIFO of waiters, borrowed (a queued Waiter holds itself)
+    cdef PyObject *first            # FIFO of waiters; the queue holds a reference to each
     cdef PyObject *last
     cdef PyObject *first_watcher    # those who wait until min_size stand available
     cdef PyObject *last_watcher

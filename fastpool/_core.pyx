@@ -53,7 +53,7 @@ the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mute
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.weakref cimport PyWeakref_NewRef
 
 cdef extern from "pythread.h" nogil:
@@ -220,6 +220,15 @@ cdef struct View:
     uint64_t owner
 
 
+cdef void drop_queue(PyObject *first) noexcept:
+    """Let go of those who were queued in a table that nobody holds any more."""
+    cdef PyObject *after
+    while first != NULL:
+        after = (<Waiter>first).next
+        Py_XDECREF(first)
+        first = after
+
+
 cdef int last_taken(View *views, int n) noexcept nogil:
     """How many views there are up to the last one that is not EMPTY."""
     while n > 0 and views[n - 1].state == EMPTY:
@@ -263,6 +272,8 @@ cdef class SlotTable:
             slot.conn = NULL
         for i in range(n):
             PyMem_RawFree(self.chunks[i].memory)
+        drop_queue(self.first)
+        drop_queue(self.first_watcher)
 
     # --- memory -----------------------------------------------------------------------------
 
@@ -711,7 +722,8 @@ cdef class SlotTable:
         """Put it at the end of its queue. Caller holds the mutex."""
         cdef PyObject *me = <PyObject *>waiter
         cdef PyObject *last = self.last_watcher if watcher else self.last
-        waiter.self_ref = waiter
+        # A reference that the collector can't see, or it took the last one for garbage.
+        Py_INCREF(waiter)
         waiter.queued = True
         waiter.previous = last
         waiter.next = NULL
@@ -754,7 +766,7 @@ cdef class SlotTable:
         fp_add_seq(&self.attention, <uint64_t>-1)
         waiter.next = waiter.previous = NULL
         waiter.queued = False
-        waiter.self_ref = None          # the caller's reference keeps it alive
+        Py_DECREF(waiter)               # not the last: the caller has one
 
     cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept:
         """WAITING -> outcome, once, out of the queue. Caller holds the mutex."""

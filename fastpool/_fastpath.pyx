@@ -139,6 +139,8 @@ cdef object stand_in_line(FastPath pool, timeout):
     fp_add(&table.events[REQUESTS], 1)
     if conn is None:
         try:
+            if table.has_room():        # since the look above: a connect was given up
+                pool._connector.grow()
             conn = table.wait(waiter, seconds)
             if conn is None:
                 pool._refuse_waiter(waiter, seconds)

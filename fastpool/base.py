@@ -10,6 +10,7 @@ end in one step; an async pool awaits it.
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import warnings
 import weakref
@@ -178,7 +179,8 @@ class BasePool(FastPath):
         self._opening = Gauge()
         self._lost: deque[int] = deque()
         self._popped: dict[str, int] = {}
-        self._last_error: BaseException | None = None
+        # The text only: an exception holds the frames it went through, and those the pool.
+        self._last_error: str | None = None
         self._warns: str | None = None
         self._connector: Connector
         self._shrink_timer: Timer | None = None
@@ -331,7 +333,8 @@ class BasePool(FastPath):
 
         def on_lost(index: int, backend_pid: int, owner: int, held_ns: int, closed: bool) -> None:
             pool = this()
-            if pool is not None:
+            # The program's end collects what is lent then, which is nobody's mistake.
+            if pool is not None and not sys.is_finalizing():
                 pool._table.count(COUNT_LOST)
                 pool._lost.append(index)
                 pool._later(0.0, pool._replace_lost)
@@ -412,9 +415,14 @@ class BasePool(FastPath):
         raise NotImplementedError
 
 
+def one_line(error: BaseException) -> str:
+    """Return the error's class and text; libpq's texts have several lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def now() -> float:
     """Return the clock of all deadlines, in seconds."""
     return monotonic()
 
 
-__all__ = ["AttemptWithBackoff", "BasePool", "logger", "run"]
+__all__ = ["AttemptWithBackoff", "BasePool", "logger", "now", "one_line", "run"]

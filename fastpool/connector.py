@@ -7,6 +7,7 @@ Refuses: to decide how many there should be. That is the slot table's.
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from collections import deque
 from functools import partial
@@ -24,7 +25,7 @@ from ._core import (
     Gauge,
     coarse_ns,
 )
-from .base import AttemptWithBackoff, BasePool, Timer, logger, now
+from .base import AttemptWithBackoff, BasePool, Timer, logger, now, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +113,7 @@ class Connector:
             conn = await pool._call(pool._connect)
             await self._install(index, conn)
         except Exception as error:
+            _forget_frames(error)
             await self._failed(index, error)
         except BaseException:
             pool._table.vacate(index)
@@ -159,8 +161,9 @@ class Connector:
         if pool._closed:
             pool._table.vacate(index)
             return
-        pool._last_error = error
-        logger.warning("error connecting in %r: %s", pool.name, error)
+        pool._last_error = one_line(error)
+        # The text: log records live on, and an exception holds its frames, which hold the pool.
+        logger.warning("error connecting in %r: %s", pool.name, str(error))
         if index != self._probe:
             if not self._probing.enter():
                 self._owe(index)
@@ -212,6 +215,14 @@ class Connector:
             self._pool._table.vacate(retry[1])
         for index in self._take_owed():
             self._pool._table.vacate(index)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Empty the frames that *error* went through: the driver's hold the error, and ours the pool,
+    in a cycle that would keep a dropped pool until the collector runs."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:

@@ -23,7 +23,7 @@ from ._core import (
     Waiter,
 )
 from ._fastpath import Lease
-from .base import AttemptWithBackoff, BasePool, logger, now
+from .base import AttemptWithBackoff, BasePool, logger, now, one_line
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
 
 if TYPE_CHECKING:
@@ -107,24 +107,28 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
         raise _timeout_error(pool, timeout)
     waiter = pool._new_waiter()
     try:
-        conn = table.enqueue(waiter, pool.max_waiting)
-    except OverflowError:
-        table.count(COUNT_REQUEST_ERROR)
-        waiting = table.counts()[2]
-        raise TooManyRequests(
-            f"the pool {pool.name!r} has already {waiting} requests waiting"
-        ) from None
-    if conn is None:
-        try:
+        # From here on an interrupt at any point must find its way to leave_queue().
+        conn = _enqueue(pool, waiter)
+        if conn is None:
             pool._connector.grow()
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
                 refuse_waiter(pool, waiter, timeout)
-        except BaseException:
-            await leave_queue(pool, waiter)
-            raise
+    except BaseException:
+        await leave_queue(pool, waiter)
+        raise
     conn._pool = pool
     return conn
+
+
+def _enqueue(pool: BasePool, waiter: Waiter) -> Any:
+    try:
+        return pool._table.enqueue(waiter, pool.max_waiting)
+    except OverflowError:
+        waiting = pool._table.counts()[2]
+        raise TooManyRequests(
+            f"the pool {pool.name!r} has already {waiting} requests waiting"
+        ) from None
 
 
 async def leave_queue(pool: BasePool, waiter: Waiter) -> None:
@@ -164,13 +168,8 @@ def _timeout_error(
     if error is not None:
         parts.append(f"the last check failed with {one_line(error)}")
     if pool._last_error is not None:
-        parts.append(f"the last connection attempt failed with {one_line(pool._last_error)}")
+        parts.append(f"the last connection attempt failed with {pool._last_error}")
     return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the error's class and text; libpq's texts have several lines."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _holder(slot: SlotInfo) -> str:

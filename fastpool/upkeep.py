@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
-from .lending import close_idle, discard, one_line
+from .lending import close_idle, discard
 
 if TYPE_CHECKING:
     from .base import BasePool
@@ -111,7 +111,7 @@ async def wait(pool: BasePool, timeout: float) -> None:
             await pool._call(pool.close)
             text = f"pool initialization incomplete after {timeout} sec"
             if cause is not None:
-                text += f": the last connection attempt failed with {one_line(cause)}"
+                text += f": the last connection attempt failed with {cause}"
             raise PoolTimeout(text)
     if waiter.was_shut:
         raise PoolClosed(f"the pool {pool.name!r} is closed")

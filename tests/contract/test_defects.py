@@ -15,6 +15,7 @@ import time
 import warnings
 from contextlib import suppress
 
+import psycopg
 import pytest
 
 try:
@@ -22,6 +23,7 @@ try:
 except ImportError:
     psycopg_pool = None
 
+PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
 FAILED = pytest.fail.Exception
 
 KEYS = {
@@ -43,11 +45,14 @@ KEYS = {
 }
 
 
-def defect(reason, raises=AssertionError):
-    """Run the test on both implementations; on psycopg_pool it fails with *raises*."""
+def defect(reason, raises=AssertionError, condition=True):
+    """Run the test on both implementations; on psycopg_pool it fails with *raises*.
+
+    *condition*: whether the defect shows with the installed psycopg.
+    """
     if isinstance(raises, str):
         raises = getattr(psycopg_pool, raises) if psycopg_pool else Exception
-    fails = pytest.mark.xfail(reason=reason, raises=raises, strict=True)
+    fails = pytest.mark.xfail(condition, reason=reason, raises=raises, strict=True)
     return pytest.mark.parametrize(
         "impl", [pytest.param("psycopg_pool", marks=fails), "fastpool"], indirect=True
     )
@@ -130,7 +135,11 @@ def test_an_expired_idle_connection_is_not_lent(open_pool, eventually, pid):
         assert pid(again) != session
 
 
-@defect("closing a broken connection never reaches the pool", raises="PoolTimeout")
+@defect(
+    "closing a broken connection never reaches the pool",
+    raises="PoolTimeout",
+    condition=PSYCOPG >= (3, 3),
+)
 def test_closing_a_broken_connection_frees_its_place(impl, open_pool, break_connection):
     pool = open_pool(close_returns=True)
     dead = pool.getconn()
@@ -158,6 +167,26 @@ def test_a_lent_connection_that_is_collected_is_replaced(impl, open_pool):
     pool.putconn(again)
     assert pool.get_stats()["pool_size"] == 1
     assert ResourceWarning in [warning.category for warning in caught]
+
+
+@defect("a second close() closes the idle connection")
+def test_a_second_close_leaves_the_idle_connection_alone(open_pool):
+    pool = open_pool(close_returns=True)
+    conn = pool.getconn()
+    conn.close()
+    conn.close()
+    with pool.connection(timeout=1.0) as again:
+        assert not again.closed
+        assert again.execute("select 1").fetchone() == (1,)
+
+
+@defect("leaving a block closes the idle connection, and fails", raises=ValueError)
+def test_a_connection_may_be_closed_in_its_block(open_pool):
+    pool = open_pool(close_returns=True)
+    with pool.connection() as conn:
+        conn.close()
+    with pool.connection(timeout=1.0) as again:
+        assert again.execute("select 1").fetchone() == (1,)
 
 
 # Returning twice
@@ -280,6 +309,17 @@ def test_a_request_is_served_while_check_runs(impl, open_pool, spawn):
         call.result()
 
 
+@defect("a larger max_size does not reach those who wait", raises="PoolTimeout")
+def test_a_larger_max_size_serves_those_who_wait(open_pool, spawn, waiting):
+    pool = open_pool()
+    conn = pool.getconn()
+    call = spawn(pool.getconn, timeout=0.5)
+    waiting(pool, 1)
+    pool.resize(1, 2)
+    pool.putconn(call.result())
+    pool.putconn(conn)
+
+
 @defect("resize() fails before open()", raises=AttributeError)
 def test_a_pool_resized_before_it_is_opened_opens_at_its_new_size(new_pool):
     pool = new_pool()
@@ -363,6 +403,19 @@ def test_closing_fails_those_who_wait_though_a_connect_is_stuck(
     finally:
         network.release()
         closing.result()
+
+
+@defect("wait() does not learn of the close", raises="PoolTimeout")
+def test_closing_fails_a_wait_until_full(impl, open_pool, spawn, eventually, log):
+    pool = open_pool()
+    conn = pool.getconn()
+    log.clear()
+    call = spawn(pool.wait, timeout=0.5)
+    eventually(lambda: log.texts())
+    pool.close()
+    with pytest.raises(impl.PoolClosed):
+        call.result()
+    pool.putconn(conn)
 
 
 @defect("a connection that waits for its reset when the pool closes is left open")

@@ -126,6 +126,52 @@ def age_ns(table: SlotTable, index: int) -> int:
     return age
 
 
+class StubPGconn:
+    """The part of a libpq connection that a pool asks."""
+
+    def __init__(self, backend_pid: int) -> None:
+        self.backend_pid = backend_pid
+        self.transaction_status = 0
+        self.status = 0
+
+    def finish(self) -> None:
+        self.transaction_status = 4
+        self.status = 1
+
+
+class StubConnection:
+    """A connection class for a pool without a server: connecting takes no time, and succeeds."""
+
+    made = 0
+    _slot: Any
+
+    def __init__(self) -> None:
+        type(self).made += 1
+        self.pgconn = StubPGconn(type(self).made)
+        self._pool: Any = None
+        self.held = threading.Lock()
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> StubConnection:
+        return cls()
+
+    @property
+    def closed(self) -> bool:
+        return self.pgconn.status != 0
+
+    def close(self) -> None:
+        self.pgconn.finish()
+
+    def rollback(self) -> None:
+        self.pgconn.transaction_status = 0
+
+    def __enter__(self) -> StubConnection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.rollback()
+
+
 def in_threads(*jobs: Callable[[], object], timeout: float = JOIN_TIMEOUT) -> list[Any]:
     """Run each job in a thread of its own. Return what they returned; raise what one raised."""
     results: list[Any] = [None] * len(jobs)
@@ -139,6 +185,8 @@ def in_threads(*jobs: Callable[[], object], timeout: float = JOIN_TIMEOUT) -> li
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(jobs))]
     start_and_join(threads, timeout)
+    # Where one thread fails at a barrier the others only find that broken.
+    errors.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
     if errors:
         raise errors[0]
     return results
@@ -159,6 +207,7 @@ __all__ = [
     "FAR",
     "CheckedTable",
     "Stub",
+    "StubConnection",
     "WokenWaiter",
     "age_ns",
     "coarse_ns",

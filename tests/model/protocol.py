@@ -69,10 +69,12 @@ FAULTS = {
     "no baton": "a woken waiter that found a slot serves nobody",
     "token kept": "a woken waiter that found nothing still counts as woken",
     "token not set": "serve does not remember that it has woken the first waiter",
+    "token taken unwoken": "a waiter that timed out counts as not woken, with a wake-up on its way",
     "spins": "a woken waiter that found nothing looks again instead of parking",
     "anyone looks": "the second look is for every waiter, not for the first in the queue only",
     "anyone resumes": "a woken waiter claims a slot though it is not the first in the queue",
     "newcomers barge": "a newcomer takes a free slot though the first waiter is overdue",
+    "room seen early": "a waiter looks for room before it queues up, not after",
     "no grow after failure": "a failed connect leaves its room unused",
     "no grow after eviction": "a discarded connection leaves its room unused",
     "generation unchecked": "a return compares the slot's state, but not its generation",
@@ -416,6 +418,7 @@ class Protocol:
         elif pc == "parked":
             if self.scene.giving_up:
                 yield from self.abandon(state, index)
+                yield from self.look_late(state, index)
             if self.scene.aging and fields[PLACE] == 1 and not fields[OVERDUE]:
                 world, me = self.begin(state, index)
                 me.overdue = True
@@ -506,6 +509,8 @@ class Protocol:
         if not found:
             world, me = self.begin(state, index)
             me.pc = "enqueue"
+            if "room seen early" in self.changes:
+                me.seen = int(state.size == self.scene.slots)
             yield "finds nothing free", world
 
     def overtake(self, world: World) -> None:
@@ -550,17 +555,21 @@ class Protocol:
                 me.pc = "let_go"
                 yield "second look: nothing", world
             else:
-                world.unlock(me)
-                self.go(me, "grow")
+                self.park(world, me)
                 yield "second look: nothing; unlock", world
 
     def let_go(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
         if "count after look" in self.changes:
             world.attention += 1
-        world.unlock(me)
-        self.go(me, "grow")
+        self.park(world, me)
         yield "unlock", world
+
+    def park(self, world: World, me: Thread) -> None:
+        """Let go of the mutex. Before it parks, a waiter looks for room."""
+        world.unlock(me)
+        self.go(me, "parked" if me.seen else "grow")
+        me.seen = 0
 
     def leave(self, state: State, index: int) -> Moves:
         """A waiter that claimed a slot itself leaves the queue. Caller holds the mutex."""
@@ -580,19 +589,35 @@ class Protocol:
         # Two wake-ups may arrive as one.
         wakes = state.threads[index][WAKES]
         for left in {wakes - 1, 0}:
-            yield from self.resume_with(state, index, left)
+            for text, world, me in self.look_again(state, index):
+                me.wakes = left
+                if me.pc == "parked":
+                    me.token = "token kept" in self.changes
+                    me.wakes += "spins" in self.changes
+                yield f"is woken: {text}", world
 
-    def resume_with(self, state: State, index: int, wakes: int) -> Moves:
+    def look_late(self, state: State, index: int) -> Moves:
+        """A parked thread times out: it looks once more before it gives up."""
+        if state.locked:
+            return
+        for text, world, me in self.look_again(state, index):
+            if me.pc == "parked":
+                me.pc = "abandon"
+                if "token taken unwoken" in self.changes:
+                    me.token = False
+            yield f"times out: {text}", world
+
+    def look_again(self, state: State, index: int) -> Iterator[tuple[str, World, Thread]]:
+        """Under the mutex: take what was granted, or, being the first, what is free."""
         world, me = self.begin(state, index)
-        me.wakes = wakes
         if me.outcome == GRANTED:
-            text = f"is woken: lock; was granted slot {me.slot}; unlock"
+            text = f"lock; was granted slot {me.slot}; unlock"
             self.hold(me)
-            yield text, world
+            yield text, world, me
             return
         if me.outcome == SHUT:
             self.end(me)
-            yield "is woken: lock; was shut out; unlock: PoolClosed", world
+            yield "lock; was shut out; unlock: PoolClosed", world, me
             return
         found = False
         if me.place == 1 or "anyone resumes" in self.changes:
@@ -600,18 +625,14 @@ class Protocol:
                 found = True
                 world.lock(me)
                 world.lend(slot, me)
-                me.token = False
-                me.wakes = wakes
                 me.pc = "leave"
-                yield f"is woken: lock; takes slot {slot}", world
+                yield f"lock; takes slot {slot}", world, me
         if not found:
             world, me = self.begin(state, index)
-            me.token = "token kept" in self.changes
-            me.wakes = wakes + ("spins" in self.changes)
-            yield "is woken: lock; may take nothing; unlock; parks again", world
+            yield "lock; may take nothing; unlock", world, me
 
     def abandon(self, state: State, index: int) -> Moves:
-        """A parked thread times out, or is cancelled or interrupted."""
+        """A parked thread gives up: cancelled, interrupted, or its time is over."""
         if state.locked:
             return
         world, me = self.begin(state, index)
@@ -628,11 +649,11 @@ class Protocol:
             yield text, world
         else:
             self.hold(me)
-            yield "times out: lock; was granted a slot; unlock; takes it", world
+            yield "gives up: lock; was granted a slot; unlock; takes it", world
             world, me = self.begin(state, index)
             self.hold(me)
             me.pc = "begin_return"
-            yield "is cancelled: lock; was granted a slot; unlock; returns it", world
+            yield "gives up: lock; was granted a slot; unlock; returns it", world
 
     # --- returning --------------------------------------------------------------------------
 

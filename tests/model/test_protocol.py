@@ -65,7 +65,7 @@ def test_the_searches_take_every_step_of_the_protocol() -> None:
     taken = frozenset().union(*(search(scene).taken for scene in SCENES.values()))
     assert taken == {
         *RESTING,
-        *("claim", "enqueue", "look", "leave", "attend", "serve", "grant"),
+        *("claim", "enqueue", "look", "leave", "abandon", "attend", "serve", "grant"),
         *("begin_return", "restore", "recheck", "recycle"),
         *("grow", "install", "land", "vacate"),
         *("announce", "shut", "sweep"),

@@ -1,0 +1,329 @@
+"""An exception that arrives while a thread waits, at any moment, loses no connection."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import fastpool
+
+INTERRUPTS = 200
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does; only while it may."""
+
+    def __init__(self) -> None:
+        self.may = False
+        self.count = 0
+
+    def handle(self, *args: object) -> None:
+        if self.may:
+            self.may = False
+            self.count += 1
+            raise KeyboardInterrupt
+
+    def fire(self) -> None:
+        """Send the signal. Call it in another thread, or in the main one."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+@pytest.fixture
+def interrupter() -> Iterator[Interrupter]:
+    interrupter = Interrupter()
+    before = signal.signal(signal.SIGUSR1, interrupter.handle)
+    yield interrupter
+    interrupter.may = False
+    signal.signal(signal.SIGUSR1, before)
+
+
+class Killed(BaseException):
+    """What is thrown into another thread."""
+
+
+def throw(thread: threading.Thread, error: type[BaseException] = Killed) -> None:
+    """Raise *error* in *thread* at the next moment at which it runs Python code."""
+    ident = ctypes.c_ulong(thread.ident or 0)
+    count = ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(error))
+    assert count == 1
+
+
+@pytest.fixture
+def all_there(
+    at_rest: Callable[[Any], fastpool.Snapshot], available: Callable[..., None]
+) -> Callable[[Any], None]:
+    """`all_there(pool)` asserts that every connection is idle and can be lent, and none waits."""
+
+    def check(pool: Any) -> None:
+        gc.collect()
+        available(pool, pool.max_size)
+        assert at_rest(pool).waiting == 0
+        conns = [pool.getconn(timeout=0.0) for _ in range(pool.max_size)]
+        for conn in conns:
+            pool.putconn(conn)
+
+    return check
+
+
+# --- KeyboardInterrupt ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["getconn", "connect", "connection"])
+def test_an_interrupted_wait_ends_at_once_and_leaves_the_queue(
+    how: str,
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    interrupter: Interrupter,
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool()
+    conn = pool.getconn()
+
+    def interrupt() -> None:
+        waiting(pool, 1)
+        interrupter.fire()
+
+    call = spawn(interrupt)
+    interrupter.may = True
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        if how == "connection":
+            with pool.connection(timeout=20.0):
+                pass
+        else:
+            getattr(pool, how)(timeout=20.0)
+    assert time.monotonic() - began < 5.0
+    call.result()
+    assert pool.snapshot().waiting == 0
+    assert pool.get_stats()["requests_errors"] == 1
+    pool.putconn(conn)
+    all_there(pool)
+
+
+def test_a_handler_that_returns_does_not_end_the_wait(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    interrupter: Interrupter,
+) -> None:
+    pool = new_pool()
+    conn = pool.getconn()
+
+    def nudge() -> None:
+        waiting(pool, 1)
+        for _ in range(20):
+            interrupter.fire()
+            time.sleep(0.001)
+        assert pool.snapshot().waiting == 1
+        pool.putconn(conn)
+
+    call = spawn(nudge)
+    pool.putconn(pool.getconn(timeout=20.0))
+    call.result()
+
+
+def test_a_handler_that_returns_does_not_prolong_the_wait(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    interrupter: Interrupter,
+) -> None:
+    pool = new_pool()
+    over = threading.Event()
+
+    def nudge() -> None:
+        waiting(pool, 1)
+        while not over.wait(0.01):
+            interrupter.fire()
+
+    with pool.connection():
+        call = spawn(nudge)
+        began = time.monotonic()
+        with pytest.raises(fastpool.PoolTimeout):
+            pool.getconn(timeout=0.2)
+        elapsed = time.monotonic() - began
+        over.set()
+        call.result()
+    assert 0.19 <= elapsed < 1.0
+
+
+def test_two_hundred_interrupted_waits_lose_nothing(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    interrupter: Interrupter,
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool()
+    conn = pool.getconn()
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not over.is_set():
+            if interrupter.may and pool.snapshot().waiting:
+                interrupter.fire()
+            time.sleep(0)
+
+    call = spawn(interrupt)
+    for _ in range(INTERRUPTS):
+        try:
+            interrupter.may = True
+            pool.getconn(timeout=20.0)
+        except KeyboardInterrupt:
+            continue
+        pytest.fail("a connection that is lent was lent again")
+    over.set()
+    call.result()
+    assert interrupter.count == INTERRUPTS
+    assert pool.snapshot().waiting == 0
+    pool.putconn(conn)
+    all_there(pool)
+
+
+# An interrupt may come when the connection is on its way from getconn() to a variable. It is
+# collected then, which the pool warns of, and makes good.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("how", ["getconn", "connect", "connection"])
+def test_an_interrupt_that_races_with_the_hand_off_loses_nothing(
+    how: str,
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    interrupter: Interrupter,
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool(min_size=2)
+    over = threading.Event()
+
+    def hammer() -> None:
+        while not over.is_set():
+            with pool.connection(timeout=20.0):
+                time.sleep(0)
+
+    def interrupt() -> None:
+        while not over.is_set():
+            interrupter.fire()
+            time.sleep(0.0005)
+
+    calls = [spawn(hammer) for _ in range(4)] + [spawn(interrupt)]
+    deadline = time.monotonic() + 20.0
+    while interrupter.count < INTERRUPTS and time.monotonic() < deadline:
+        conn = None
+        try:
+            try:
+                interrupter.may = True
+                if how == "connection":
+                    with pool.connection(timeout=20.0):
+                        pass
+                else:
+                    conn = getattr(pool, how)(timeout=20.0)
+            finally:
+                interrupter.may = False
+        except KeyboardInterrupt:
+            pass
+        if conn is not None:
+            pool.putconn(conn)
+    over.set()
+    for call in calls:
+        call.result()
+    del conn
+    assert interrupter.count == INTERRUPTS
+    all_there(pool)
+
+
+# --- exceptions thrown into other threads -----------------------------------------------------
+
+
+def test_a_thread_killed_while_it_waits_hands_on_what_it_is_given(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    all_there: Callable[[Any], None],
+    pid: Callable[[Any], int],
+) -> None:
+    """A thread runs no Python code while it waits: what kills it arrives with the connection."""
+    pool = new_pool()
+
+    def borrow() -> None:
+        with pool.connection(timeout=10.0):
+            pass
+
+    conn = pool.getconn()
+    session = pid(conn)
+    first = spawn(borrow)
+    waiting(pool, 1)
+    second = spawn(borrow)
+    waiting(pool, 2)
+    throw(first.thread)
+    pool.putconn(conn)
+    with pytest.raises(Killed):
+        first.result()
+    second.result()
+    all_there(pool)
+    assert pool.snapshot().slots[0].backend_pid == session
+
+
+def test_a_thread_killed_while_it_waits_in_vain_leaves_the_queue(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool()
+    with pool.connection():
+        call = spawn(pool.getconn, 0.3)
+        waiting(pool, 1)
+        throw(call.thread)
+        with pytest.raises(Killed):
+            call.result()
+        assert pool.snapshot().waiting == 0
+    all_there(pool)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_threads_killed_at_any_moment_lose_nothing(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    eventually: Callable[..., Any],
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool(min_size=3)
+    deadline = time.monotonic() + 1.5
+    deaths = [0]
+
+    def live() -> None:
+        while time.monotonic() < deadline:
+            try:
+                while time.monotonic() < deadline:
+                    with pool.connection(timeout=20.0):
+                        time.sleep(0)
+            except Killed:
+                deaths[0] += 1
+
+    def survive() -> None:
+        # What kills may come in the middle of what copes with it.
+        while time.monotonic() < deadline:
+            try:
+                live()
+            except Killed:
+                deaths[0] += 1
+
+    calls = [spawn(survive) for _ in range(6)]
+    number = 0
+    while time.monotonic() < deadline - 0.3:
+        throw(calls[number % 6].thread)
+        number += 1
+        time.sleep(0.002)
+    for call in calls:
+        try:
+            call.result(30.0)
+        except Killed:
+            deaths[0] += 1
+    assert deaths[0] > 50
+    all_there(pool)
