@@ -40,6 +40,15 @@ test: $(VENV)/.has-test ## run the tests on the installed package
 stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 	@$(BIN)/pytest -m stress $(PYTEST_ARGS)
 
+# The interpreter is an ordinary one, so the sanitizers' libraries are loaded before it.
+.PHONY: sanitize
+sanitize: ## the core's tests under the address and undefined-behaviour sanitizers
+	@$(MAKE) VENV=$(VENV)-sanitize FASTPOOL_SANITIZE=address,undefined $(VENV)-sanitize/.has-test
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    $(VENV)-sanitize/bin/pytest tests/core $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
 	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \

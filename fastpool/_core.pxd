@@ -85,7 +85,18 @@ cdef struct Chunk:
     void *memory            # what malloc gave, before alignment
 
 
+# A slot in a survey.
+cdef struct View:
+    int state
+    long pid
+    int64_t created
+    int64_t since
+    uint64_t uses
+    uint64_t owner
+
+
 @cython.final
+@cython.no_gc_clear
 cdef class Entry:
     cdef object __weakref__
     cdef object table_ref   # weak: an idle connection must not keep its table alive. The table's
@@ -189,6 +200,8 @@ cdef class SlotTable:
     cdef int park(self, Waiter waiter, int64_t deadline) except -1
     cdef object after_leaving(self, Waiter waiter)
     cdef object collect(self, Waiter waiter)
-    cdef Waiter serve_one(self, int64_t now, bint *again)
-    cdef Waiter serve_watcher(self, bint *again)
+    cdef Waiter serve_one(self, int64_t now, bint *again, bint *asleep)
+    cdef Waiter serve_watcher(self, bint *again, bint *asleep)
     cpdef object serve(self)
+    # looking
+    cdef int view_locked(self, View *views, int room) noexcept

@@ -63,6 +63,7 @@ cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock(void *lock, int wait)
     int PyThread_acquire_lock_timed(void *lock, long long microseconds, int interruptible)
     void PyThread_release_lock(void *lock)
+    int PY_LOCK_ACQUIRED
     int PY_LOCK_INTR
     long long PY_TIMEOUT_MAX
 
@@ -118,11 +119,12 @@ def coarse_ns():
 cdef class Entry:
     """A connection's place in the table. Lives in the connection's `_slot` attribute.
 
-    While the connection is lent nothing but its own attribute holds the entry, so the entry's
-    finalizer says that the connection was collected unreturned.
+    While the connection is lent nothing but its own attribute holds the entry, so the entry's end
+    says that the connection was collected unreturned. Its end, not a finalizer: the collector runs
+    those also for what another finalizer then saves, and never again.
     """
 
-    def __del__(self):
+    def __dealloc__(self):
         cdef SlotTable table
         if fp_load(&self.fate) != RESIDENT or self.table_ref is None:
             return
@@ -211,15 +213,6 @@ cdef class Gauge:
         return fp_load_seq(&self.value)
 
 
-cdef struct View:
-    int state
-    long pid
-    int64_t created
-    int64_t since
-    uint64_t uses
-    uint64_t owner
-
-
 cdef void drop_queue(PyObject *first) noexcept:
     """Let go of those who were queued in a table that nobody holds any more."""
     cdef PyObject *after
@@ -227,13 +220,6 @@ cdef void drop_queue(PyObject *first) noexcept:
         after = (<Waiter>first).next
         Py_XDECREF(first)
         first = after
-
-
-cdef int last_taken(View *views, int n) noexcept nogil:
-    """How many views there are up to the last one that is not EMPTY."""
-    while n > 0 and views[n - 1].state == EMPTY:
-        n -= 1
-    return n
 
 
 cdef class SlotTable:
@@ -564,7 +550,7 @@ cdef class SlotTable:
     def lost(self, Entry entry not None):
         """The connection was collected while lent: its slot is CLOSING, and on_lost is told.
 
-        Called by a finalizer, at any moment and in any thread; on_lost must cope with that.
+        Called by the entry's end, at any moment and in any thread; on_lost must cope with that.
         """
         cdef Slot *slot = self.slot(entry.index)
         cdef uint64_t word, state
@@ -812,7 +798,7 @@ cdef class SlotTable:
             waiter.wake_call()
 
     cdef int park(self, Waiter waiter, int64_t deadline) except -1:
-        """Sleep until woken or until the deadline; signal handlers run, and may raise."""
+        """Sleep until woken (True) or until the deadline; signal handlers run, and may raise."""
         cdef long long microseconds
         cdef int outcome
         while True:
@@ -824,7 +810,7 @@ cdef class SlotTable:
             with nogil:
                 outcome = PyThread_acquire_lock_timed(waiter.lock, microseconds, 1)
             if outcome != PY_LOCK_INTR:
-                return 0
+                return outcome == PY_LOCK_ACQUIRED
             Py_MakePendingCalls()
 
     def park_until(self, Waiter waiter not None, double timeout):
@@ -841,9 +827,8 @@ cdef class SlotTable:
         if timeout < 1e9:
             deadline = fp_now() + <int64_t>(timeout * 1e9)
         while True:
-            if waiter.outcome == WAITING:
-                self.park(waiter, deadline)
-            conn = self.resume(waiter)
+            woken = waiter.outcome == WAITING and self.park(waiter, deadline)
+            conn = self.resume(waiter, woken)
             if conn is not None or waiter.outcome != WAITING:
                 return conn
             if fp_now() >= deadline:
@@ -862,14 +847,16 @@ cdef class SlotTable:
         waiter.index = -1
         return self.take(index)
 
-    def resume(self, Waiter waiter not None):
-        """After a wake-up: the connection granted or found, or None: the pool was shut, or
-        somebody was faster and the caller parks again."""
+    def resume(self, Waiter waiter not None, bint woken=True):
+        """After parking: the connection granted or found, or None: the pool was shut, or somebody
+        was faster and the caller parks again. `woken` is False when the parking timed out: a
+        wake-up may still be on its way, and no second one must follow it."""
         cdef int index
         cdef int64_t now = fp_now()
         cdef bint found = False
         with self.mutex:
-            waiter.token = False
+            if woken:
+                waiter.token = False
             if waiter.outcome == WAITING and self.first == <PyObject *>waiter:
                 index = self.claim()
                 if index >= 0:
@@ -896,31 +883,30 @@ cdef class SlotTable:
             self.serve()
         return self.collect(waiter)
 
-    cdef Waiter serve_one(self, int64_t now, bint *again):
-        """Decide whom to wake. Caller holds the mutex, and wakes it after it let go."""
+    cdef Waiter serve_one(self, int64_t now, bint *again, bint *asleep):
+        """Decide about the first waiter, and return it: the caller, who holds the mutex, drops
+        what may be the last reference after it let go, and wakes it if it is asleep."""
         cdef Waiter head
         cdef int index
-        again[0] = False
+        again[0] = asleep[0] = False
         if self.first == NULL:
-            return self.serve_watcher(again)
+            return self.serve_watcher(again, asleep)
         head = <Waiter>self.first
         if now - head.since < self.tau:
-            if head.token or not self.any_free():
-                return None
-            head.token = True
+            asleep[0] = not head.token and self.any_free()
+            head.token |= asleep[0]
             return head
         index = self.claim()
         if index < 0:
-            return None
+            return head
         again[0] = True
         self.stamp(index, head.owner)
         self.settle(head, GRANTED, index, now)
-        if head.token:
-            return None         # it is awake already, on its way to resume()
+        asleep[0] = not head.token      # else it is awake already, on its way to resume()
         head.token = True
         return head
 
-    cdef Waiter serve_watcher(self, bint *again):
+    cdef Waiter serve_watcher(self, bint *again, bint *asleep):
         """Wake one of those who wait for a full pool, if it is. Caller holds the mutex."""
         cdef Waiter head
         if self.first_watcher == NULL or self.n_free() < self.min_size:
@@ -928,19 +914,20 @@ cdef class SlotTable:
         head = <Waiter>self.first_watcher
         head.outcome = GRANTED
         self.unlink(head, True)
-        again[0] = True
+        again[0] = asleep[0] = True
         return head
 
     cpdef object serve(self):
         """While somebody waits and something is free: wake or grant, first come first served."""
         cdef Waiter waiter
         cdef bint again = True
+        cdef bint asleep = False
         cdef int64_t now = fp_now()
         while again:
             waiter = None
             with self.mutex:
-                waiter = self.serve_one(now, &again)
-            if waiter is not None:
+                waiter = self.serve_one(now, &again, &asleep)
+            if asleep:
                 self.wake(waiter)
 
     def watch(self, Waiter waiter not None):
@@ -961,6 +948,7 @@ cdef class SlotTable:
             settled = waiter.outcome != WAITING
             if not settled:
                 waiter.outcome = GONE
+            if waiter.queued:
                 self.unlink(waiter, True)
         return settled
 
@@ -1033,37 +1021,24 @@ cdef class SlotTable:
     def survey(self):
         """(waiting, ns the first has waited, list of slots), each slot as (state, backend pid,
         age ns, ns in this state, uses, owner ident). One pass: each slot is counted once."""
-        cdef int n, index, waiting
-        cdef int64_t oldest = 0
-        cdef int64_t now
-        cdef View *views
-        cdef View *view
-        cdef Slot *slot
-        cdef Detail *detail
-        n = self.capacity()
-        views = <View *>PyMem_RawCalloc(n, sizeof(View))
-        if views == NULL:
-            raise MemoryError
+        cdef int index, room, waiting
+        cdef int n = 0
+        cdef int64_t oldest, now
+        cdef View *views = NULL
         try:
-            with self.mutex:
-                now = fp_now()
-                waiting = self.n_waiting
-                if self.first != NULL:
-                    oldest = now - (<Waiter>self.first).since
-                for index in range(n):
-                    slot = self.slot(index)
-                    view = &views[index]
-                    view.state = self.state(index)
-                    view.since = <int64_t>fp_peek(&slot.since)
-                    view.uses = fp_peek(&slot.uses)
-                    view.owner = fp_peek(&slot.owner)
-                    detail = &self.chunk(index).details[index & 63]
-                    if detail.entry != NULL:
-                        view.pid = (<Entry>detail.entry).backend_pid
-                        view.created = (<Entry>detail.entry).created
-                    else:
-                        view.created = -1
-                n = max(n if self.max_size == 0 else self.max_size, last_taken(views, n))
+            while True:
+                room = self.capacity()
+                PyMem_RawFree(views)
+                views = <View *>PyMem_RawCalloc(room, sizeof(View))
+                if views == NULL:
+                    raise MemoryError
+                with self.mutex:
+                    now = fp_now()
+                    waiting = self.n_waiting
+                    oldest = now - (<Waiter>self.first).since if self.first != NULL else 0
+                    n = self.view_locked(views, room)
+                if n <= room:           # else it has been resized meanwhile
+                    break
             # Outside the mutex, for building these allocates.
             slots = [
                 (
@@ -1079,6 +1054,28 @@ cdef class SlotTable:
         finally:
             PyMem_RawFree(views)
         return waiting, oldest, slots
+
+    cdef int view_locked(self, View *views, int room) noexcept:
+        """Copy the slots. Return how many make up the picture: those that max_size allows, and
+        those beyond it that are taken. Caller holds the mutex."""
+        cdef int index
+        cdef int taken = 0
+        cdef Slot *slot
+        cdef Detail *detail
+        for index in range(room):
+            slot = self.slot(index)
+            views[index].state = self.state(index)
+            views[index].since = <int64_t>fp_peek(&slot.since)
+            views[index].uses = fp_peek(&slot.uses)
+            views[index].owner = fp_peek(&slot.owner)
+            views[index].created = -1
+            if views[index].state != EMPTY:
+                taken = index + 1
+            detail = &self.chunk(index).details[index & 63]
+            if detail.entry != NULL:
+                views[index].pid = (<Entry>detail.entry).backend_pid
+                views[index].created = (<Entry>detail.entry).created
+        return max(room if self.max_size == 0 else self.max_size, taken)
 
     def state_name(self, int index):
         """The state of one slot, by its name."""

@@ -58,11 +58,14 @@ class Connector:
 
     def grow(self) -> None:
         """Start the connects that those who wait call for."""
-        index = self._pool._table.grow()
+        pool = self._pool_ref()
+        if pool is None:  # a finalizer that is collected with its pool
+            return
+        index = pool._table.grow()
         while index >= 0:
-            logger.info("growing pool %r to %s", self._pool.name, self._pool._nconns)
+            logger.info("growing pool %r to %s", pool.name, pool._nconns)
             self.start(index)
-            index = self._pool._table.grow()
+            index = pool._table.grow()
 
     def fill(self) -> None:
         """Start the connects that are missing to min_size."""
@@ -74,6 +77,8 @@ class Connector:
 
     def start(self, index: int) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
+        if self._pool_ref() is None:
+            return
         if self._probing.inside:
             self._owe(index)
         else:
@@ -117,6 +122,7 @@ class Connector:
             await self._failed(index, error)
         except BaseException:
             pool._table.vacate(index)
+            self.grow()
             raise
         else:
             self._succeeded(index)

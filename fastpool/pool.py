@@ -330,9 +330,8 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
             return self._table.wait(waiter, timeout)
         deadline = now() + timeout
         while True:
-            if not waiter.is_settled:
-                waiter.gate.acquire(True, _lock_timeout(deadline))
-            conn = self._table.resume(waiter)
+            woken = not waiter.is_settled and waiter.gate.acquire(True, _lock_timeout(deadline))
+            conn = self._table.resume(waiter, woken)
             if conn is not None or waiter.is_settled:
                 return conn
             if now() >= deadline:

@@ -98,20 +98,21 @@ async def wait(pool: BasePool, timeout: float) -> None:
     pool._require_open()
     waiter = pool._new_waiter()
     table = pool._table
-    if not table.watch(waiter):
-        logger.info("waiting for pool %r initialization", pool.name)
-        try:
+    try:
+        full = table.watch(waiter)
+        if not full:
+            logger.info("waiting for pool %r initialization", pool.name)
             await pool._watch(waiter, timeout)
-        finally:
-            settled = table.unwatch(waiter)
-        if settled and not waiter.was_shut:
-            logger.info("pool %r is ready to use", pool.name)
-        if not settled:
-            cause = pool._last_error
-            await pool._call(pool.close)
-            text = f"pool initialization incomplete after {timeout} sec"
-            if cause is not None:
-                text += f": the last connection attempt failed with {cause}"
-            raise PoolTimeout(text)
+    finally:
+        settled = table.unwatch(waiter)
+    if not settled:
+        cause = pool._last_error
+        await pool._call(pool.close)
+        text = f"pool initialization incomplete after {timeout} sec"
+        if cause is not None:
+            text += f": the last connection attempt failed with {cause}"
+        raise PoolTimeout(text)
     if waiter.was_shut:
         raise PoolClosed(f"the pool {pool.name!r} is closed")
+    if not full:
+        logger.info("pool %r is ready to use", pool.name)

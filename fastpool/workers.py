@@ -32,10 +32,12 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Have *job* done by one of the threads."""
         self._jobs.put(job)
-        if self._jobs.qsize() > self._idle.inside and self._running.enter(self._limit):
-            self._start()
+        self._start_if_short()
 
-    def _start(self) -> None:
+    def _start_if_short(self) -> None:
+        """Start a thread if there are more chores than threads that wait for one."""
+        if self._jobs.qsize() <= self._idle.inside or not self._running.enter(self._limit):
+            return
         name = f"{self._name}-worker-{self._number % self._limit}"
         self._number += 1
         thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -65,11 +67,14 @@ class Workers:
             pass
         self._idle.enter(self._limit)
         try:
-            return self._jobs.get(timeout=LINGER)
+            job = self._jobs.get(timeout=LINGER)
         except queue.Empty:
             return None
         finally:
             self._idle.leave()
+        # A chore put in meanwhile counted on this thread, which has another one now.
+        self._start_if_short()
+        return job
 
     def drain(self) -> None:
         """Do the chores that are queued, in this thread."""
@@ -99,5 +104,5 @@ def _do(job: Job) -> None:
         run(job())
     except ReferenceError:
         pass  # the pool is gone, and its chores with it
-    except Exception as error:
+    except BaseException as error:  # there is nobody above to tell, and more to do
         logger.warning("task run %s failed: %s: %s", job, type(error).__name__, error)

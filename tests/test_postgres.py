@@ -314,11 +314,13 @@ def test_no_way_to_stop_is_invented(server: PostgresServer) -> None:
 
 
 def test_a_frozen_server_can_be_stopped(place: Path) -> None:
-    with PostgresServer() as server:
-        with psycopg.connect(server.dsn) as connection:
-            os.kill(connection.info.backend_pid, signal.SIGSTOP)
-            os.kill(server.pid, signal.SIGSTOP)
-            server.stop()
+    with PostgresServer() as server, psycopg.connect(server.dsn) as connection:
+        os.kill(connection.info.backend_pid, signal.SIGSTOP)
+        os.kill(server.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        server.stop()
+        # Not by patience and then by force.
+        assert time.monotonic() - begun < guard.PATIENCE
     assert left_in(place) == []
 
 
@@ -413,6 +415,7 @@ def test_a_ctrl_c_on_the_terminal_reaches_the_owner_only(
         start_new_session=True,
     )
     assert str(owner.pid) not in hear(owner).split()
+    assert os.getsid(guard_of(owner.pid)) != owner.pid
     os.killpg(owner.pid, signal.SIGINT)
     assert hear(owner) == "alive\n"
     owner.communicate(timeout=30)

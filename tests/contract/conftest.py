@@ -1,7 +1,7 @@
 """What the contract tests share: the two implementations, and ways to put a pool into a state.
 
 Every test in this directory runs once on psycopg_pool and once on fastpool, so the contract is
-checked and not only believed. Owns no assertion about a pool. Helpers are fixtures, for in
+checked and not only believed. Owns no assertion about a pool. All of it is fixtures, for in
 importlib mode a test cannot import its neighbours.
 """
 

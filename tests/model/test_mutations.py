@@ -84,6 +84,10 @@ def test_the_protocol_holds_without_what_it_does_beyond_need(spare: str) -> None
     assert search(changed(LEFT_OUT[spare], spare)).at_rest
 
 
+def test_nothing_is_lost_when_a_gate_bears_being_opened_twice() -> None:
+    assert search(changed(Scene(shared_gate=True), "token taken unwoken")).at_rest
+
+
 def test_a_counterexample_tells_the_shortest_way_step_by_step() -> None:
     with pytest.raises(Counterexample) as caught:
         search(changed(TWO, "no second look"))

@@ -17,20 +17,21 @@ SCENES = {
     "four callers, one connection": Scene(borrowers=4),
     "four callers, two connections": Scene(slots=2, borrowers=4),
     "four callers, three connections": Scene(slots=3, borrowers=4),
-    "growth from nothing": Scene(slots=2, ready=0, borrowers=3, connectors=1),
+    "growth from nothing": Scene(slots=2, ready=0, connectors=1),
     "growth by two at once": Scene(slots=2, ready=0, connectors=2, max_connecting=2),
     "broken returns": Scene(slots=2, ready=1, connectors=1, breakage=True),
     "broken returns that are replaced": Scene(connectors=2, breakage=True, replacement=True),
     "maintenance": Scene(keeper=True, connectors=1),
     "second returns": Scene(slots=2, borrowers=3, second_return=True),
     "late wake-ups": Scene(borrowers=3, shared_gate=True),
-    "closing": Scene(borrowers=3, closer=True),
+    "closing": Scene(closer=True),
     "closing while it grows": Scene(ready=0, connectors=1, closer=True),
     "closing while it is maintained": Scene(keeper=True, closer=True),
 }
 
 DEEP_SCENES = {
     "six callers, three connections": Scene(slots=3, borrowers=6),
+    "three callers, growth": Scene(slots=2, ready=0, borrowers=3, connectors=1),
     "three callers, growth by two at once": Scene(
         slots=3, ready=0, borrowers=3, connectors=2, max_connecting=2
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,23 +58,26 @@ def test_configure_may_look_at_the_pool_and_resize_it(
 
 
 def test_configure_may_borrow_another_connection(
-    new_pool: Callable[..., Any], callbacks: Any
+    new_pool: Callable[..., Any],
+    callbacks: Any,
+    spawn: Callable[..., Any],
+    waiting: Callable[[Any, int], None],
+    available: Callable[..., None],
 ) -> None:
     pool = new_pool(max_size=2, configure=callbacks)
     rows: list[Any] = []
 
     def borrow(conn: Any) -> None:
-        with pool.connection(timeout=5.0) as other:
+        with pool.connection(timeout=10.0) as other:
             assert other is not conn
             rows.append(other.execute("select 1").fetchone())
 
     callbacks.then = borrow
-    with pool.connect() as first:
-        waiter = threading.Timer(0.05, first.close)
-        waiter.start()
-        with pool.connection(timeout=5.0), pool.connection(timeout=5.0):
-            pass
-        waiter.join()
+    with pool.connection():
+        call = spawn(lambda: pool.putconn(pool.getconn(10.0)))
+        waiting(pool, 2)  # that one, and the configure of the connection that grows for it
+    call.result()
+    available(pool, 2)
     assert rows == [(1,)]
 
 
@@ -130,7 +134,7 @@ def test_check_may_close_the_pool(
 
 
 def test_check_that_fails_may_resize_and_drain_the_pool(
-    new_pool: Callable[..., Any], callbacks: Any, available: Callable[..., None]
+    new_pool: Callable[..., Any], callbacks: Any, eventually: Callable[..., Any]
 ) -> None:
     pool = new_pool(min_size=2, check=callbacks)
 
@@ -144,7 +148,7 @@ def test_check_that_fails_may_resize_and_drain_the_pool(
     callbacks.then = refuse
     with pool.connection(timeout=5.0):
         pass
-    available(pool, 3)
+    eventually(lambda: pool.snapshot().counts["available"] == pool.snapshot().size >= 3)
 
 
 # --- reset ------------------------------------------------------------------------------------
@@ -259,6 +263,18 @@ class Borrower:
 
 
 @pytest.fixture
+def all_idle(at_rest: Callable[[Any], fastpool.Snapshot]) -> Callable[[Any], None]:
+    """`all_idle(pool)` asserts that every connection has come back."""
+
+    def check(pool: Any) -> None:
+        gc.collect()
+        snapshot = at_rest(pool)
+        assert snapshot.counts["available"] == snapshot.size >= snapshot.min_size
+
+    return check
+
+
+@pytest.fixture
 def collect_often() -> Iterator[None]:
     """Have the collector run after almost every allocation, in the middle of anything."""
     before = gc.get_threshold()
@@ -281,13 +297,57 @@ def test_a_finalizer_may_give_back(how: str, new_pool: Callable[..., Any]) -> No
     assert pool.snapshot().counts["available"] == 1
 
 
+def test_what_a_finalizer_gave_back_is_lent_and_lost_like_any_other(
+    new_pool: Callable[..., Any], available: Callable[..., None], pid: Callable[[Any], int]
+) -> None:
+    pool = new_pool()
+    with pool.connection() as conn:
+        session = pid(conn)
+    del conn
+    Borrower(pool, "getconn")
+    gc.collect()
+    with pool.connection() as conn:
+        assert pid(conn) == session
+    assert pool.get_stats()["connections_lost"] == 0
+    with pytest.warns(ResourceWarning, match="collected without being given back"):
+        conn = pool.getconn()
+        del conn
+        gc.collect()
+    available(pool, 1)
+    assert pool.get_stats()["connections_lost"] == 1
+
+
+def test_a_finalizer_may_give_back_to_a_pool_that_is_collected_with_it(
+    dsn: str, break_connection: Callable[[Any], None]
+) -> None:
+    pool: Any = fastpool.ConnectionPool(dsn, min_size=1, name="p", open=True)
+    pool.wait()
+    errors: list[Exception] = []
+
+    class Last(Borrower):
+        def __del__(self) -> None:
+            try:
+                super().__del__()
+            except Exception as error:
+                errors.append(error)
+
+    last = Last(pool, "getconn")
+    break_connection(last.conn)
+    pool.last = last
+    gone = weakref.ref(last)
+    del pool, last
+    gc.collect()
+    assert gone() is None
+    assert errors == []
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["plain", "reset"])
 def test_finalizers_that_give_back_while_others_hammer_lose_nothing(
     reset: bool,
     new_pool: Callable[..., Any],
     spawn: Callable[..., Any],
     collect_often: None,
-    available: Callable[..., None],
+    all_idle: Callable[[Any], None],
     pid: Callable[[Any], int],
 ) -> None:
     options = {"reset": lambda conn: None} if reset else {}
@@ -316,8 +376,7 @@ def test_finalizers_that_give_back_while_others_hammer_lose_nothing(
 
     calls = [spawn(hammer) for _ in range(3)] + [spawn(borrow_and_forget) for _ in range(2)]
     assert min(call.result(30.0) for call in calls) > 1
-    gc.collect()
-    available(pool, pool.snapshot().size)
+    all_idle(pool)
     assert pool.get_stats()["connections_lost"] == 0
 
 
@@ -326,7 +385,7 @@ def test_connections_collected_in_the_middle_of_anything_are_replaced(
     new_pool: Callable[..., Any],
     spawn: Callable[..., Any],
     collect_often: None,
-    available: Callable[..., None],
+    all_idle: Callable[[Any], None],
 ) -> None:
     pool = new_pool(min_size=2, max_size=3)
     deadline = time.monotonic() + 0.8
@@ -352,8 +411,7 @@ def test_connections_collected_in_the_middle_of_anything_are_replaced(
     lost = spawn(lose).result(30.0)
     for call in calls:
         call.result(30.0)
-    gc.collect()
-    available(pool, pool.snapshot().size)
+    all_idle(pool)
     assert lost > 5
     assert pool.get_stats()["connections_lost"] == lost
     conns = [pool.getconn(timeout=5.0) for _ in range(3)]

@@ -1,0 +1,367 @@
+"""Random actions of many threads on one pool, with a ledger that knows who holds which session.
+
+Runs for STRESS_SECONDS (10 unless set). The seed is printed; STRESS_SEED repeats a choice of
+actions, though not how the threads interleave.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import gc
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+import fastpool
+
+SECONDS = float(os.environ.get("STRESS_SECONDS", "10"))
+SEED = int(os.environ.get("STRESS_SEED", str(random.SystemRandom().randrange(2**32))))
+THREADS = 24
+TIMEOUT = 20.0
+
+pytestmark = [pytest.mark.stress, pytest.mark.timeout(SECONDS + 90)]
+
+
+class Killed(BaseException):
+    """What is thrown into threads at any moment."""
+
+
+class Ledger:
+    """Who holds which session. Two holders at once are what must never be."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders: dict[int, str] = {}
+        self.faults: list[str] = []
+        self.lendings = 0
+
+    @contextmanager
+    def hold(self, conn: Any) -> Iterator[None]:
+        pid = conn.pgconn.backend_pid
+        me = threading.current_thread().name
+        with self._lock:
+            other = self._holders.setdefault(pid, me)
+            self.lendings += 1
+            if other != me:
+                self.faults.append(f"session {pid} is held by {other} and by {me}")
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._holders.get(pid) == me:
+                    del self._holders[pid]
+
+
+class Actor:
+    """One thread: takes random actions until the time is over."""
+
+    def __init__(self, stress: Stress, number: int) -> None:
+        self.stress = stress
+        self.pool = stress.pool
+        self.number = number
+        self.random = random.Random(f"{SEED}-{number}")
+        self.done: collections.Counter[str] = collections.Counter()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self.run, name=f"actor-{number}", daemon=True)
+
+    def run(self) -> None:
+        actions = list(ACTIONS)
+        weights = list(ACTIONS.values())
+        action = actions[self.number % len(actions)]  # so that each action is taken at least once
+        while not self.stress.over:
+            try:
+                action(self)
+            except Killed:
+                self.done["killed"] += 1
+            except psycopg.OperationalError as error:
+                if not self.stress.may_break(error):
+                    self.error = error
+                    return
+                self.done["broken"] += 1
+            except BaseException as error:
+                self.error = error
+                return
+            self.done[action.__name__] += 1
+            action = self.random.choices(actions, weights)[0]
+
+    def use(self, conn: Any) -> None:
+        """Do with a connection what a borrower does."""
+        with self.stress.ledger.hold(conn):
+            match self.random.randrange(4):
+                case 0:
+                    row = conn.execute("select pg_backend_pid()").fetchone()
+                    if row != (conn.pgconn.backend_pid,):
+                        self.stress.ledger.faults.append(f"{row} is not of {conn}")
+                case 1:
+                    conn.execute("select 1")
+                    if self.random.random() < 0.5:
+                        conn.rollback()
+                case 2:
+                    time.sleep(self.random.random() * 0.002)
+
+    # --- the actions --------------------------------------------------------------------------
+
+    def get_and_put(self) -> None:
+        conn = self.pool.getconn(timeout=TIMEOUT)
+        try:
+            self.use(conn)
+        finally:
+            self.pool.putconn(conn)
+
+    def connect_and_close(self) -> None:
+        conn = self.pool.connect(timeout=TIMEOUT)
+        try:
+            self.use(conn)
+        finally:
+            conn.close()
+        conn.close()
+
+    def connect_in_a_block(self) -> None:
+        with self.pool.connect(timeout=TIMEOUT) as conn:
+            self.use(conn)
+
+    def block(self) -> None:
+        with self.pool.connection(timeout=TIMEOUT) as conn:
+            self.use(conn)
+
+    def raise_in_a_block(self) -> None:
+        with suppress(ZeroDivisionError), self.pool.connection(timeout=TIMEOUT) as conn:
+            self.use(conn)
+            raise ZeroDivisionError
+
+    def return_twice(self) -> None:
+        # Only a lease knows its own lending: of a connection itself nothing can tell the second
+        # return by one thread from the first by its next borrower.
+        lease = self.pool.connect(timeout=TIMEOUT)
+        lease.close()
+        with suppress(ValueError):
+            self.pool.putconn(lease)
+            self.stress.ledger.faults.append("an ended lease was returned")
+
+    def hurry(self) -> None:
+        timeout = self.random.choice([0.0, 0.0001, 0.001])
+        with suppress(fastpool.PoolTimeout), self.pool.connection(timeout=timeout) as conn:
+            self.use(conn)
+
+    def drop(self) -> None:
+        conn = self.pool.getconn(timeout=TIMEOUT)
+        if self.random.random() < 0.5:
+            del conn
+        else:
+            cycle: list[Any] = [conn]
+            cycle.append(cycle)
+            del conn, cycle
+            gc.collect()
+
+    def drop_a_lease(self) -> None:
+        self.pool.connect(timeout=TIMEOUT)
+
+    def break_a_session(self) -> None:
+        with self.pool.connection(timeout=TIMEOUT) as conn:
+            with self.stress.ledger.hold(conn):
+                self.stress.terminate(conn.pgconn.backend_pid)
+                conn.execute("select 1")
+
+    def break_any_session(self) -> None:
+        pids = [slot.backend_pid for slot in self.pool.snapshot().slots if slot.backend_pid]
+        if pids:
+            self.stress.terminate(self.random.choice(pids))
+
+    def resize(self) -> None:
+        low = self.random.randrange(0, 5)
+        self.pool.resize(low, self.random.randrange(max(low, 1), 9))
+
+    def drain(self) -> None:
+        self.pool.drain()
+
+    def check(self) -> None:
+        self.pool.check()
+
+    def look(self) -> None:
+        snapshot = self.pool.snapshot()
+        faults = self.stress.ledger.faults
+        if sum(snapshot.counts.values()) != len(snapshot.slots):
+            faults.append(f"counts do not add up: {snapshot}")
+        pids = [slot.backend_pid for slot in snapshot.slots if slot.backend_pid is not None]
+        if len(set(pids)) != len(pids):
+            faults.append(f"a session is in two slots: {snapshot}")
+        if min(self.pool.get_stats().values()) < 0:
+            faults.append(f"negative figures: {self.pool.get_stats()}")
+        list(self.pool._pool)
+
+    def kill_another(self) -> None:
+        self.stress.kill(self.random)
+
+
+# Each action with its weight.
+ACTIONS: dict[Callable[[Actor], None], int] = {
+    Actor.block: 300,
+    Actor.get_and_put: 200,
+    Actor.connect_and_close: 100,
+    Actor.connect_in_a_block: 100,
+    Actor.raise_in_a_block: 30,
+    Actor.hurry: 100,
+    Actor.return_twice: 20,
+    Actor.look: 20,
+    Actor.check: 5,
+    Actor.drop: 5,
+    Actor.drop_a_lease: 5,
+    Actor.break_a_session: 5,
+    Actor.break_any_session: 5,
+    Actor.resize: 5,
+    Actor.drain: 3,
+    Actor.kill_another: 20,
+}
+
+
+class Stress:
+    """The pool, the actors on it, and what they share."""
+
+    def __init__(self, pool: Any, dsn: str) -> None:
+        self.pool = pool
+        self.ledger = Ledger()
+        self.over = False
+        self._admin = psycopg.connect(dsn, autocommit=True)
+        self._admin_lock = threading.Lock()
+        self.actors = [Actor(self, number) for number in range(THREADS)]
+
+    def terminate(self, pid: int) -> None:
+        """End one session on the server's side."""
+        with self._admin_lock:
+            self._admin.execute("select pg_terminate_backend(%s)", [pid])
+
+    def sessions(self, name: str) -> set[int]:
+        """The backends of the sessions with that application name."""
+        rows = self._admin.execute(
+            "select pid from pg_stat_activity where application_name = %s", [name]
+        )
+        return {pid for (pid,) in rows}
+
+    def kill(self, chance: random.Random) -> None:
+        """Throw Killed into one of the actors while it borrows."""
+        thread = chance.choice(self.actors).thread
+        if thread is not threading.current_thread() and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(Killed)
+            )
+
+    @staticmethod
+    def may_break(error: psycopg.OperationalError) -> bool:
+        """Whether this may be what a terminated session looks like to its borrower."""
+        pools = (fastpool.PoolClosed, fastpool.PoolTimeout, fastpool.TooManyRequests)
+        return not isinstance(error, pools)
+
+    def run(self, seconds: float) -> None:
+        for actor in self.actors:
+            actor.thread.start()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.ledger.faults:
+            time.sleep(0.05)
+        self.over = True
+        for actor in self.actors:
+            actor.thread.join(TIMEOUT + 10.0)
+
+    def close(self) -> None:
+        self._admin.close()
+
+
+class Immortal(Actor):
+    """An actor that survives being killed outside its actions too."""
+
+    def run(self) -> None:
+        while not self.stress.over:
+            with suppress(Killed):
+                super().run()
+                if self.error is not None:
+                    return
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"order": "lifo", "max_connecting": 3}, id="lifo"),
+        pytest.param({"reset": lambda conn: None}, id="reset"),
+        pytest.param(
+            {"check": fastpool.ConnectionPool.check_connection, "close_returns": True}, id="check"
+        ),
+    ],
+)
+def test_random_actions_lose_no_slot_and_lend_no_session_twice(
+    options: dict[str, Any],
+    dsn: str,
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What captures the log keeps the connections that it names, so none would be collected.
+    monkeypatch.setattr(logging.getLogger("psycopg.pool"), "disabled", True)
+    print(f"STRESS_SEED={SEED} STRESS_SECONDS={SECONDS:g}", file=sys.stderr)
+    name = f"stress-{os.getpid()}"
+    pool: Any = fastpool.ConnectionPool(
+        dsn,
+        kwargs={"application_name": name},
+        min_size=2,
+        max_size=6,
+        max_idle=0.5,
+        max_lifetime=2.0,
+        name="stress",
+        open=True,
+        **options,
+    )
+    stress = Stress(pool, dsn)
+    stress.actors = [Immortal(stress, number) for number in range(THREADS)]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        stress.run(SECONDS / 4)
+    finally:
+        sys.setswitchinterval(switch)
+
+    # Nobody died of anything else, nobody hangs, and nobody saw what must not be.
+    assert stress.ledger.faults == []
+    assert [actor.error for actor in stress.actors if actor.error is not None] == []
+    assert [actor.thread.name for actor in stress.actors if actor.thread.is_alive()] == []
+    done: collections.Counter[str] = sum(
+        (actor.done for actor in stress.actors), collections.Counter()
+    )
+    print(f"{stress.ledger.lendings} lendings; {dict(done)}", file=sys.stderr)
+    assert {action.__name__ for action in ACTIONS} <= done.keys()
+
+    # At rest each slot is idle or empty, min_size are there, and the server has the same sessions.
+    pool.resize(3, 5)
+    gc.collect()
+    pool.check()  # also replaces what was terminated while it was idle
+
+    def at_rest() -> bool:
+        counts = pool.snapshot().counts
+        return bool(counts["available"] == pool.snapshot().size >= 3)
+
+    eventually(at_rest, timeout=20.0, what="all connections idle")
+    pool._table.verify()
+    snapshot = pool.snapshot()
+    assert snapshot.waiting == 0
+    pids = {slot.backend_pid for slot in snapshot.slots if slot.backend_pid is not None}
+    eventually(lambda: stress.sessions(name) == pids, what="the server's sessions to be the pool's")
+    for _ in range(2):
+        with pool.connection(timeout=5.0) as conn:
+            assert conn.execute("select 1").fetchone() == (1,)
+    assert stress.ledger.lendings > 100
+
+    pool.close()
+    pool._table.verify()
+    assert pool.snapshot().size == 0
+    eventually(lambda: not stress.sessions(name))
+    stress.close()
