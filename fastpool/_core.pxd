@@ -96,7 +96,6 @@ cdef struct View:
 
 
 @cython.final
-@cython.no_gc_clear
 cdef class Entry:
     cdef object __weakref__
     cdef object table_ref   # weak: an idle connection must not keep its table alive. The table's

@@ -52,6 +52,7 @@ E. W. Dijkstra, EWD123 (Dekker's algorithm). Memory orders: C11, 7.17.3. Hand-of
 the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mutex.go (1 ms too).
 """
 
+cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.weakref cimport PyWeakref_NewRef
@@ -116,6 +117,7 @@ def coarse_ns():
     return fp_now_coarse()
 
 
+@cython.no_gc_clear     # __dealloc__ needs table_ref; cycles are broken at the connection's dict
 cdef class Entry:
     """A connection's place in the table. Lives in the connection's `_slot` attribute.
 

@@ -342,15 +342,21 @@ cdef class ConnectionBlock:
             self.lending = self.word()
         return conn
 
-    cdef uint64_t word(self):
+    cdef uint64_t word(self) except? 0:
         return fp_load(&(<FastPath?>self.pool)._table.slot(self.entry.index).word)
+
+    cdef bint is_over(self) except -1:
+        """Whether the lending has ended before the block has."""
+        return self.entry is not None and self.word() != self.lending
 
     def __exit__(self, exc_type, exc, traceback):
         pool = self.pool
         conn = self.conn
         self.conn = None
-        if self.entry is not None and self.word() != self.lending and pool.close_returns:
-            # Given back inside the block, by close(): it may be somebody else's by now.
+        if self.is_over():
+            # Given back inside the block: it may be somebody else's by now.
+            if not pool.close_returns:
+                pool._refuse(conn)
             return None
         try:
             if exc_type is None and is_plain(conn) and leaves_nothing(conn):
@@ -358,8 +364,12 @@ cdef class ConnectionBlock:
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
             try:
+                if self.is_over():
+                    pool._refuse(conn)
+                self.entry = None       # the connection's own: it must end with the connection
                 pool.putconn(conn)
             finally:
+                self.entry = None
                 fp_add(&(<FastPath?>pool)._table.events[USAGE_NS], fp_now() - self.began)
 
     def __call__(self, func):

@@ -82,7 +82,7 @@ async def _failed_check(pool: BasePool, conn: Any) -> BaseException | None:
     except BaseException as error:
         fails = isinstance(error, Exception)
         if fails:
-            logger.info("connection failed check: %s", error)
+            logger.info("connection failed check: %s", str(error))
         if pool._table.begin_return(conn) == RETURN_TAKEN:
             await finish_return(pool, conn, served=False)
         if not fails:
@@ -222,7 +222,7 @@ async def close_broken(pool: BasePool, conn: Any) -> None:
     if pool._table.begin_return(conn) == RETURN_TAKEN:
         logger.info("returning connection to %r", pool.name)
         pool._table.count(COUNT_RETURN_BAD)
-        logger.warning("discarding closed connection: %s", conn)
+        logger.warning("discarding closed connection: %s", str(conn))
         await discard(pool, conn, late=True)
 
 
@@ -244,7 +244,7 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
         if status == UNKNOWN or conn.closed:
             if served:
                 table.count(COUNT_RETURN_BAD)
-                logger.warning("discarding closed connection: %s", conn)
+                logger.warning("discarding closed connection: %s", str(conn))
             else:
                 table.count(COUNT_LOST)
                 logger.info("not serving connection found broken")
@@ -272,19 +272,19 @@ async def _clean(pool: BasePool, conn: Any) -> None:
     if status == UNKNOWN:
         return
     if status == ACTIVE:
-        logger.warning("closing returned connection: %s", conn)
+        logger.warning("closing returned connection: %s", str(conn))
         await close(pool, conn)
         return
     if status != IDLE:
-        logger.warning("rolling back returned connection: %s", conn)
+        logger.warning("rolling back returned connection: %s", str(conn))
         try:
             await pool._call(conn.rollback)
         except Exception as error:
             logger.warning(
                 "rollback failed: %s: %s. Discarding connection %s",
                 type(error).__name__,
-                error,
-                conn,
+                str(error),
+                str(conn),
             )
             await close(pool, conn)
             return
@@ -298,7 +298,7 @@ async def _clean(pool: BasePool, conn: Any) -> None:
                     f"connection left in status {name} by reset function {pool._reset}: discarded"
                 )
         except Exception as error:
-            logger.warning("error resetting connection: %s", error)
+            logger.warning("error resetting connection: %s", str(error))
             await close(pool, conn)
 
 
@@ -307,7 +307,7 @@ async def _clean(pool: BasePool, conn: Any) -> None:
 
 async def retire(pool: BasePool, conn: Any) -> None:
     """Replace a connection that was found too old when it was to be lent."""
-    logger.info("discarding expired connection %s", conn)
+    logger.info("discarding expired connection %s", str(conn))
     if pool._table.begin_return(conn) == RETURN_TAKEN:
         await discard(pool, conn)
 
@@ -330,7 +330,7 @@ async def close(pool: BasePool, conn: Any) -> None:
     try:
         await pool._call(conn.close)
     except Exception as error:
-        logger.info("error closing connection: %s", error)
+        logger.info("error closing connection: %s", str(error))
 
 
 async def close_idle(pool: BasePool) -> None:

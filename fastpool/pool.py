@@ -238,6 +238,9 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     def _close_broken(self, conn: Any) -> None:
         run(lending.close_broken(self, conn))
 
+    def _refuse(self, conn: Any) -> None:
+        lending.refuse(self, conn)
+
     def _retire(self, conn: Any) -> None:
         run(lending.retire(self, conn))
 

@@ -45,14 +45,14 @@ async def check(pool: BasePool) -> None:
                 await pool._call(pool.check_connection, conn)
         except Exception:
             table.count(COUNT_LOST)
-            logger.warning("discarding broken connection: %s", conn)
+            logger.warning("discarding broken connection: %s", str(conn))
             await discard(pool, conn)
             continue
         except BaseException:
             await discard(pool, conn)
             raise
         if expired:
-            logger.info("discarding expired connection %s", conn)
+            logger.info("discarding expired connection %s", str(conn))
             await discard(pool, conn)
         elif table.restore(conn, False):
             await close_idle(pool)
