@@ -117,7 +117,7 @@ cdef class Waiter:
     cdef void *lock                 # else a thread's own lock, held while nobody has woken it
     cdef PyObject *next
     cdef PyObject *previous
-    cdef int outcome
+    cdef fp_atomic outcome
     cdef int index                  # the slot granted, -1 when none or taken
     cdef bint token                 # woken, and has not looked yet
     cdef bint queued

@@ -68,6 +68,16 @@ cdef extern from "pythread.h" nogil:
     int PY_LOCK_INTR
     long long PY_TIMEOUT_MAX
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define FP_FREE_THREADED 1
+    #else
+    #define FP_FREE_THREADED 0
+    #endif
+    """
+    bint FREE_THREADED "FP_FREE_THREADED"
+
 cdef extern from "Python.h":
     int Py_MakePendingCalls() except -1
 
@@ -166,7 +176,6 @@ cdef class Waiter:
     def __cinit__(self, gate=None, wake=None):
         self.gate = gate
         self.wake_call = wake
-        self.outcome = WAITING
         self.index = -1
         self.owner = PyThread_get_thread_ident()
         if wake is None:
@@ -182,12 +191,12 @@ cdef class Waiter:
 
     @property
     def is_settled(self):
-        return self.outcome != WAITING
+        return fp_load(&self.outcome) != WAITING
 
     @property
     def was_shut(self):
         """True when the pool's closing ended the wait."""
-        return self.outcome == SHUT
+        return fp_load(&self.outcome) == SHUT
 
 
 cdef class Gauge:
@@ -664,6 +673,11 @@ cdef class SlotTable:
         if type(conn) is not conn.__class__:
             entry.face = conn
         conn._slot = entry
+        if FREE_THREADED:
+            # The attributes' dictionary is made here, by a thread that soon ends: one that was made
+            # by a borrower could not be freed, nor the loss be noticed, while that thread sleeps
+            # (PEP 703, biased reference counting).
+            conn.__dict__
         slot.expires = expires_ns
         slot.epoch = fp_load(&self.epoch)
         fp_poke(&slot.uses, 0)
@@ -758,7 +772,7 @@ cdef class SlotTable:
 
     cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept:
         """WAITING -> outcome, once, out of the queue. Caller holds the mutex."""
-        waiter.outcome = outcome
+        fp_store(&waiter.outcome, outcome)
         waiter.index = index
         self.wait_ns += now - waiter.since
         self.unlink(waiter, False)
@@ -774,7 +788,7 @@ cdef class SlotTable:
         waiter.since = fp_now()
         with self.mutex:
             if fp_load(&self.is_closed):
-                waiter.outcome = SHUT
+                fp_store(&waiter.outcome, SHUT)
             elif max_waiting > 0 and self.n_waiting >= max_waiting:
                 full = True
             else:
@@ -817,7 +831,7 @@ cdef class SlotTable:
 
     def park_until(self, Waiter waiter not None, double timeout):
         """Park the thread that watches with this waiter, *timeout* seconds at most."""
-        if waiter.outcome == WAITING:
+        if fp_load(&waiter.outcome) == WAITING:
             self.park(waiter, NEVER if timeout >= 1e9 else fp_now() + <int64_t>(timeout * 1e9))
 
     def wait(self, Waiter waiter not None, double timeout):
@@ -829,9 +843,10 @@ cdef class SlotTable:
         if timeout < 1e9:
             deadline = fp_now() + <int64_t>(timeout * 1e9)
         while True:
-            woken = waiter.outcome == WAITING and self.park(waiter, deadline)
+            woken = fp_load(&waiter.outcome) == WAITING and self.park(waiter, deadline)
             conn = self.resume(waiter, woken)
-            if conn is not None or waiter.outcome != WAITING:
+            # Not: if it is settled. A grant that came since resume() looked is for the next round.
+            if conn is not None or fp_load(&waiter.outcome) == SHUT:
                 return conn
             if fp_now() >= deadline:
                 return self.abandon(waiter)
@@ -859,7 +874,7 @@ cdef class SlotTable:
         with self.mutex:
             if woken:
                 waiter.token = False
-            if waiter.outcome == WAITING and self.first == <PyObject *>waiter:
+            if fp_load(&waiter.outcome) == WAITING and self.first == <PyObject *>waiter:
                 index = self.claim()
                 if index >= 0:
                     self.stamp(index, waiter.owner)
@@ -875,11 +890,11 @@ cdef class SlotTable:
         cdef bint pass_on = False
         cdef int64_t now = fp_now()
         with self.mutex:
-            if waiter.outcome == WAITING and waiter.queued:
+            if fp_load(&waiter.outcome) == WAITING and waiter.queued:
                 pass_on = waiter.token          # its wake-up is somebody else's now
                 self.settle(waiter, GONE, -1, now)
-            elif waiter.outcome == WAITING:
-                waiter.outcome = GONE
+            elif fp_load(&waiter.outcome) == WAITING:
+                fp_store(&waiter.outcome, GONE)
         # Also when it was first and never woken: the next may have a free connection to claim.
         if pass_on or fp_load_seq(&self.attention):
             self.serve()
@@ -914,7 +929,7 @@ cdef class SlotTable:
         if self.first_watcher == NULL or self.n_free() < self.min_size:
             return None
         head = <Waiter>self.first_watcher
-        head.outcome = GRANTED
+        fp_store(&head.outcome, GRANTED)
         self.unlink(head, True)
         again[0] = asleep[0] = True
         return head
@@ -939,7 +954,7 @@ cdef class SlotTable:
             self.link(waiter, True)
             done = fp_load(&self.is_closed) != 0 or self.n_free() >= self.min_size
             if done:
-                waiter.outcome = SHUT if fp_load(&self.is_closed) else GRANTED
+                fp_store(&waiter.outcome, SHUT if fp_load(&self.is_closed) else GRANTED)
                 self.unlink(waiter, True)
         return done
 
@@ -947,9 +962,9 @@ cdef class SlotTable:
         """Stop watching. Return whether it was settled before."""
         cdef bint settled
         with self.mutex:
-            settled = waiter.outcome != WAITING
+            settled = fp_load(&waiter.outcome) != WAITING
             if not settled:
-                waiter.outcome = GONE
+                fp_store(&waiter.outcome, GONE)
             if waiter.queued:
                 self.unlink(waiter, True)
         return settled
@@ -972,7 +987,7 @@ cdef class SlotTable:
                     self.settle(waiter, SHUT, -1, fp_now())
                 elif self.first_watcher != NULL:
                     waiter = <Waiter>self.first_watcher
-                    waiter.outcome = SHUT
+                    fp_store(&waiter.outcome, SHUT)
                     self.unlink(waiter, True)
                 if waiter is not None:
                     asleep = not waiter.token
@@ -994,7 +1009,10 @@ cdef class SlotTable:
 
     def counts(self):
         """(slots taken, available, waiting) now."""
-        return self.size, self.n_free(), self.n_waiting
+        cdef int size, free, waiting
+        with self.mutex:
+            size, free, waiting = self.size, self.n_free(), self.n_waiting
+        return size, free, waiting
 
     def counters(self):
         """Every counter since the start, by its name in the stats; times in ns."""
@@ -1128,7 +1146,7 @@ cdef class SlotTable:
         cursor = self.first
         while cursor != NULL:
             linked += 1
-            demand((<Waiter>cursor).outcome == WAITING, "a settled waiter is queued")
+            demand(fp_load(&(<Waiter>cursor).outcome) == WAITING, "a settled waiter is queued")
             cursor = (<Waiter>cursor).next
         demand(taken == self.size, f"{taken} slots taken, size {self.size}")
         demand(growing == self.growing, f"{growing} slots growing, counted {self.growing}")

@@ -21,8 +21,11 @@ from fastpool._core cimport (
 
 import functools
 import logging
+import sys
 
 logger = logging.getLogger("psycopg.pool")
+
+cdef object is_finalizing = sys.is_finalizing       # the module may be gone by then
 
 # Asking a logger for its level is a Python call. Loggers remember the answer in a dictionary that
 # they clear when any level changes; where there is none, the method is called.
@@ -383,5 +386,5 @@ cdef class ConnectionBlock:
         return inner
 
     def __del__(self):
-        if self.conn is not None:
+        if self.conn is not None and not is_finalizing():
             self.__exit__(GeneratorExit, GeneratorExit(), None)

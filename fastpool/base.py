@@ -330,11 +330,12 @@ class BasePool(FastPath):
         """Make what the slot table calls, in a finalizer, for a connection that was collected
         while it was lent."""
         this = weakref.ref(self)
+        is_finalizing = sys.is_finalizing  # the module may be gone by then
 
         def on_lost(index: int, backend_pid: int, owner: int, held_ns: int, closed: bool) -> None:
             pool = this()
             # The program's end collects what is lent then, which is nobody's mistake.
-            if pool is not None and not sys.is_finalizing():
+            if pool is not None and not is_finalizing():
                 pool._table.count(COUNT_LOST)
                 pool._lost.append(index)
                 pool._later(0.0, pool._replace_lost)

@@ -65,10 +65,16 @@ def _returning_class(cls: Any) -> Any:
             cls.close(self)
         elif self.closed:
             pool._close_broken(self)
-        elif DRIVER_RETURNS:
+        elif DRIVER_RETURNS and cls.close is not psycopg.Connection.close:
             cls.close(self)
         else:
-            pool.putconn(self)
+            # Not by the driver's close(): it looks at `_pool` once more, and when another thread
+            # has given the connection back meanwhile, it closes what is idle, or lent again.
+            try:
+                pool.putconn(self)
+            except ValueError:
+                if self._pool is pool:
+                    raise
 
     # One base, no slots: a layout to which __class__ may be assigned.
     return type(cls.__name__, (cls,), {"__slots__": (), "close": close} | _names_of(cls))

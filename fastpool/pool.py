@@ -335,7 +335,7 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         while True:
             woken = not waiter.is_settled and waiter.gate.acquire(True, _lock_timeout(deadline))
             conn = self._table.resume(waiter, woken)
-            if conn is not None or waiter.is_settled:
+            if conn is not None or waiter.was_shut:
                 return conn
             if now() >= deadline:
                 return self._table.abandon(waiter)

@@ -517,7 +517,12 @@ def test_putconn_replaced_on_an_instance_is_used(
     pool = make_pool()
     put: list[Any] = []
     original = pool.putconn
-    monkeypatch.setattr(pool, "putconn", lambda conn: (put.append(conn), original(conn)))
+
+    def putconn(conn: Any) -> None:
+        put.append(conn)
+        original(conn)
+
+    monkeypatch.setattr(pool, "putconn", putconn)
     with pool.connection() as conn:
         pass
     assert put == [conn]

@@ -18,6 +18,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,14 @@ def threads_switch_often() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture(autouse=True)
+def collections_are_quick() -> Iterator[None]:
+    """Have the collector look at what a test makes, not at all that pytest has."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def full(size: int, **options: Any) -> SlotTable:
@@ -496,7 +505,7 @@ def test_a_waiter_that_only_the_queue_holds_is_not_collected() -> None:
     conn = lend(table)
     woken: list[str] = []
     for name in ("first", "second"):
-        table.enqueue(Waiter(None, lambda name=name: woken.append(name)))
+        table.enqueue(Waiter(None, partial(woken.append, name)))
     gc.collect()
     table.verify()
     assert table.counts()[2] == 2
@@ -596,12 +605,15 @@ def test_a_connection_lent_in_one_thread_may_be_returned_in_another() -> None:
 
 def test_losing_connections_while_others_look_on_is_safe() -> None:
     lost: list[int] = []
-    table = full(4, on_lost=lambda index, *_: lost.append(index))
+    table = SlotTable(4, 4, on_lost=lambda index, *_: lost.append(index))
     done = threading.Event()
 
     def lose() -> None:
         deadline = time.monotonic() + 10
         number = 0
+        # All are made in this thread: without a GIL only their maker frees objects at once.
+        for index in table.owed():
+            table.install(index, Stub(index), None, index, FAR)
         try:
             while number < 2000 or len(looks) < 50:
                 assert time.monotonic() < deadline
@@ -676,7 +688,7 @@ def make_pool() -> Iterator[Callable[..., ConnectionPool[Any]]]:
     def make(size: int = 1, max_size: int | None = None, **options: Any) -> ConnectionPool[Any]:
         options.setdefault("connection_class", StubConnection)
         cls = options.pop("cls", ConnectionPool)
-        pool = cls(min_size=size, max_size=max_size, open=True, **options)
+        pool: ConnectionPool[Any] = cls(min_size=size, max_size=max_size, open=True, **options)
         pools.append(pool)
         return pool
 
@@ -835,7 +847,6 @@ def at_each_line(pool: ConnectionPool[Any], play: Callable[[Saboteur], object], 
     level = logger.level
     logger.setLevel(logging.ERROR)
     lines = 0
-    gc.freeze()  # the collector looks at what is made from here on, not at all that pytest has
     try:
         with warnings.catch_warnings():
             # Of connections that were lost, and of coroutines struck before their first line.
@@ -852,7 +863,6 @@ def at_each_line(pool: ConnectionPool[Any], play: Callable[[Saboteur], object], 
                     break
                 lines += 1
     finally:
-        gc.unfreeze()
         logger.setLevel(level)
     assert lines >= least
 
@@ -1044,7 +1054,7 @@ def test_threads_let_loose_never_hold_what_another_holds(tau_ns: int, lifo: bool
             waiting, _, rows = table.survey()
             assert len(rows) == size
             table.idle()
-            if waiting == borrowers:
+            if waiting and waiting + len(ended) >= borrowers:
                 # Without a GIL an object is freed when the thread that made it comes round, and
                 # all may be parked here; or by the collector.
                 gc.collect()
@@ -1055,7 +1065,7 @@ def test_threads_let_loose_never_hold_what_another_holds(tau_ns: int, lifo: bool
         replace(lost.pop())
     assert min(served) > 0
     table.verify()
-    assert table.counts() == (size, size, 0), f"seed {seed}"
+    assert table.counts() == (size, size, 0), f"seed {seed}: {table.survey()}"
 
 
 def test_threads_let_loose_on_a_pool_never_hold_what_another_holds(
@@ -1081,7 +1091,7 @@ def test_threads_let_loose_on_a_pool_never_hold_what_another_holds(
             conn.held.release()
             pool.putconn(conn)
             with pytest.raises(ValueError, match="can't return connection"):
-                pool.putconn(Stub(0))  # type: ignore[arg-type]
+                pool.putconn(Stub(0))
         return served
 
     logger = logging.getLogger("psycopg.pool")

@@ -1044,7 +1044,7 @@ class Proxy:
     def __init__(self, inner: Stub) -> None:
         object.__setattr__(self, "inner", inner)
 
-    __class__ = property(lambda self: type(self.inner))  # type: ignore[assignment]
+    __class__ = property(lambda self: type(self.inner))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

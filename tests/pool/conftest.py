@@ -218,7 +218,9 @@ class Network:
         class Connection(psycopg.Connection[Any]):
             @classmethod
             def connect(cls, *args: Any, **kwargs: Any) -> Any:
-                return network._pass(lambda: psycopg.Connection.connect.__func__(cls, *args, **kwargs))
+                return network._pass(
+                    lambda: psycopg.Connection.connect.__func__(cls, *args, **kwargs)
+                )
 
         self.connection_class = Connection
 

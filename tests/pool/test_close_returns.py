@@ -1,4 +1,4 @@
-"""`close_returns=True`: close() gives back, also what is broken; and nothing is given back twice."""
+"""`close_returns=True`: close() gives back, also what is broken, and nothing twice."""
 
 from __future__ import annotations
 

@@ -150,9 +150,7 @@ def test_a_connect_that_gets_through_ends_the_backoff(
     available(pool, 2)
 
 
-def test_a_timeout_names_the_last_connection_error(
-    cut: Callable[..., Any], network: Any
-) -> None:
+def test_a_timeout_names_the_last_connection_error(cut: Callable[..., Any], network: Any) -> None:
     pool = cut()
     with pytest.raises(
         fastpool.PoolTimeout,

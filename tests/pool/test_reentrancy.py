@@ -101,9 +101,7 @@ def test_configure_may_close_the_pool(
 # --- check ------------------------------------------------------------------------------------
 
 
-def test_check_may_borrow_another_connection(
-    new_pool: Callable[..., Any], callbacks: Any
-) -> None:
+def test_check_may_borrow_another_connection(new_pool: Callable[..., Any], callbacks: Any) -> None:
     pool = new_pool(min_size=2, check=callbacks)
 
     def borrow(conn: Any) -> None:

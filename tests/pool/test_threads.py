@@ -28,7 +28,8 @@ def names(start: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_threads_before(eventually: Callable[..., Any]) -> None:
-    """Let the threads of earlier tests' pools end."""
+    """Let the threads of earlier tests' pools end, also of those that only the collector frees."""
+    gc.collect()
     eventually(lambda: not names("fastpool-") and not names("p-worker"), what="no threads")
 
 
@@ -166,9 +167,9 @@ def test_a_pool_dropped_in_the_middle_of_a_backoff_is_collected_at_once(
     # What captures the log keeps the error, its traceback, and so the pool.
     monkeypatch.setattr(logging.getLogger("psycopg.pool"), "disabled", True)
     pool = make(unreachable, min_size=3)
-    eventually(lambda: pool.get_stats()["connections_errors"] >= 1)
-    eventually(lambda: not names("p-worker"))
     gone = weakref.ref(pool)
+    eventually(lambda: gone().get_stats()["connections_errors"] >= 1)
+    eventually(lambda: not names("p-worker"))
     del pool
     assert gone() is None
     eventually(lambda: not names("fastpool-"))
@@ -264,6 +265,24 @@ def test_reconnect_failed_may_close_the_pool(
     assert closed_by[0].startswith("p-worker")
     eventually(lambda: not names("p-worker") and not names("fastpool-"))
     assert log.kinds().keys() == {"error connecting", "reconnection attempt"}
+
+
+def test_a_closed_pool_that_gave_up_repeatedly_leaves_no_timer(
+    new_pool: Callable[..., Any],
+    unreachable: str,
+    quick_backoff: None,
+    spawn: Callable[..., Any],
+    eventually: Callable[..., Any],
+) -> None:
+    failed: list[Any] = []
+    pool = new_pool(unreachable, open=False, reconnect_timeout=0.05, reconnect_failed=failed.append)
+    pool.open()
+    call = spawn(pool.getconn, 20.0)
+    eventually(lambda: len(failed) >= 3)
+    pool.close()
+    with pytest.raises(fastpool.PoolClosed):
+        call.result()
+    eventually(lambda: not names("p-worker") and not names("fastpool-"))
 
 
 # --- leaks ------------------------------------------------------------------------------------
