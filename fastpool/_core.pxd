@@ -162,7 +162,7 @@ cdef class SlotTable:
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
     cdef bint lifo
-    cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed) by a finalizer
+    cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed)
 
     # memory and states
     cdef bint make_room(self, int slots) noexcept nogil

@@ -38,7 +38,7 @@ class Entry:
 
 @final
 class Waiter:
-    def __init__(self, gate: Any = None, wake: Callable[[], object] | None = None) -> None: ...
+    def __new__(cls, gate: Any = None, wake: Callable[[], object] | None = None) -> Waiter: ...
     @property
     def gate(self) -> Any: ...
     @property
@@ -55,8 +55,8 @@ class Gauge:
 
 @final
 class SlotTable:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         min_size: int,
         max_size: int,
         *,
@@ -64,7 +64,7 @@ class SlotTable:
         max_connecting: int = 1,
         tau_ns: int = 1_000_000,
         on_lost: Callable[[int, int, int, int, bool], None] | None = None,
-    ) -> None: ...
+    ) -> SlotTable: ...
     @property
     def min_size(self) -> int: ...
     @property

@@ -431,8 +431,8 @@ cdef class SlotTable:
         if entry.table_id != <void *>self:
             return FOREIGN
         slot = self.slot(entry.index)
-        # The word before the fate: an eviction moves the word on after it has set the fate, so a
-        # word read from the slot's next tenant shows the fate as well, and an older one fails below.
+        # The word before the fate: an eviction sets the fate, and then moves the word on. So with
+        # a word of the slot's next tenant the fate shows too, and with an older one the swap fails.
         word = fp_load(&slot.word)
         fate = fp_load(&entry.fate)
         if fate != RESIDENT:
@@ -972,7 +972,7 @@ cdef class SlotTable:
     # --- the end ----------------------------------------------------------------------------
 
     def close(self):
-        """Lend nothing any more, and settle everybody who waits. Return True to the first caller."""
+        """Lend nothing any more, and settle all who wait. Return True to the first caller."""
         cdef Waiter waiter
         cdef bint asleep
         cdef bint first = fp_cas(&self.is_closed, 0, 1)

@@ -300,8 +300,9 @@ cdef class Lease:
     def __exit__(self, exc_type, exc, traceback):
         conn = self.conn
         try:
-            if conn is not None and not (exc_type is None and is_plain(conn) and leaves_nothing(conn)):
-                return type(conn).__exit__(self, exc_type, exc, traceback)
+            if conn is None or exc_type is None and is_plain(conn) and leaves_nothing(conn):
+                return None
+            return type(conn).__exit__(self, exc_type, exc, traceback)
         finally:
             self.close()
 

@@ -203,6 +203,8 @@ class Connector:
         self._end_probe()
         if pool._closed:
             return
+        if self._revival is not None:
+            self._revival.cancel()
         self._revival = pool._later(REVIVAL_PERIOD, pool._revive)
         await pool._call(pool.reconnect_failed)
         if pool._table.counts()[2]:

@@ -316,6 +316,10 @@ def test_the_session_of_a_lease_is_returned_through_the_lease_only(
     with pool.connect() as lease:
         assert pid(lease) == pid(conn)
         lease.execute("select 1")
+        with pytest.raises(ValueError, match="can't return connection to pool 'p'"):
+            pool.putconn(conn)  # by the borrower before
+        assert lease.execute("select 2").fetchone() == (2,)
+        assert pool.snapshot().counts["in_use"] == 1
     assert pool.snapshot().counts["available"] == 1
 
 
