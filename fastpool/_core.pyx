@@ -17,8 +17,10 @@ moves on at every lending. Who may change a slot is fixed by its state:
     CLOSING     the thread's that evicts it, until recycle()
 
     EMPTY -> CONNECTING -> AVAILABLE -> IN_USE -> RETURNING -> AVAILABLE
-    CONNECTING -> EMPTY    AVAILABLE -> RESERVED -> AVAILABLE    RETURNING -> IN_USE (a refusal)
-    AVAILABLE, IN_USE, RETURNING, RESERVED -> CLOSING -> CONNECTING | EMPTY
+    CONNECTING -> EMPTY    AVAILABLE -> RESERVED -> AVAILABLE
+    RETURNING, RESERVED -> CLOSING -> CONNECTING | EMPTY
+
+A connection that is collected while somebody has it takes its slot to CLOSING: its Entry notices.
 
 INVARIANTS (verify() checks them). At rest a bit is set if and only if its slot is AVAILABLE. A
 connection is in one slot, lent to one borrower. Slots that are not EMPTY number at most max_size,
@@ -252,7 +254,9 @@ cdef class SlotTable:
         self.me = PyWeakref_NewRef(self, None)
         if max_size > MAX_SLOTS:
             raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
-        if not self.make_room(max_size if max_size else CHUNK):
+        if min_size < 0 or max_size and max_size < min_size:
+            raise ValueError(f"no table has {min_size} to {max_size} slots")
+        if not self.make_room(max_size if max_size else min_size + CHUNK):
             raise MemoryError
         cdef int i
         for i in range(min_size):
@@ -1105,7 +1109,7 @@ cdef class SlotTable:
 
     def idle(self):
         """The available connections, the next to be lent first. Looks at one slot after the other;
-        each goes back to its place in the order."""
+        each goes back to its place in the order. See restore() about a table closed meanwhile."""
         cdef int index
         found = []
         for index in range(self.capacity()):

@@ -357,6 +357,8 @@ cdef class ConnectionBlock:
         pool = self.pool
         conn = self.conn
         self.conn = None
+        if conn is None:
+            return None
         if self.is_over():
             # Given back inside the block: it may be somebody else's by now.
             if not pool.close_returns:

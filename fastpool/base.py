@@ -83,17 +83,23 @@ class AttemptWithBackoff:
 class IdleView:
     """A sized, iterable, read-only view of the idle connections, the next to be lent first."""
 
-    def __init__(self, table: SlotTable) -> None:
-        self._table = table
+    def __init__(self, pool: BasePool) -> None:
+        self._pool = pool
 
     def __len__(self) -> int:
-        return self._table.counts()[1]
+        return self._pool._table.counts()[1]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._table.idle())
+        return iter(self._list())
 
     def __getitem__(self, index: int) -> Any:
-        return self._table.idle()[index]
+        return self._list()[index]
+
+    def _list(self) -> list[Any]:
+        idle = self._pool._table.idle()
+        if self._pool._table.closed:  # while each was held for a moment
+            self._pool._sweep()
+        return idle
 
     def __repr__(self) -> str:
         return f"<{len(self)} idle connections>"
@@ -309,7 +315,7 @@ class BasePool(FastPath):
 
     @property
     def _pool(self) -> IdleView:
-        return IdleView(self._table)
+        return IdleView(self)
 
     @property
     def _waiting(self) -> WaitingView:
@@ -398,6 +404,10 @@ class BasePool(FastPath):
 
     async def _watch(self, waiter: Waiter, timeout: float) -> None:
         """Wait until the waiter is settled, *timeout* seconds at most."""
+        raise NotImplementedError
+
+    def _sweep(self) -> None:
+        """Close what is idle in a closed pool. Called where nothing can be awaited."""
         raise NotImplementedError
 
     async def _sleep(self, seconds: float) -> None:

@@ -30,7 +30,7 @@ def names(start: str) -> list[str]:
 def no_threads_before(eventually: Callable[..., Any]) -> None:
     """Let the threads of earlier tests' pools end, also of those that only the collector frees."""
     gc.collect()
-    eventually(lambda: not names("fastpool-") and not names("p-worker"), what="no threads")
+    eventually(lambda: not names("fastpool-") and not names("p-worker"), what="no pool's threads")
 
 
 @pytest.fixture
