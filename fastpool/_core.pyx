@@ -103,6 +103,7 @@ COUNT_CONNECT = CONNECTS
 COUNT_CONNECT_NS = CONNECT_NS
 COUNT_CONNECT_ERROR = CONNECT_ERRORS
 COUNT_LOST = LOST
+COUNT_USAGE_NS = USAGE_NS
 
 LIMIT = MAX_SLOTS
 
@@ -425,6 +426,11 @@ cdef class SlotTable:
         """The generation with which the connection is lent."""
         return fp_load(&self.slot(entry.index).word) >> 8
 
+    def lends(self, Entry entry not None, uint64_t generation):
+        """Whether that lending of the connection is still on."""
+        cdef uint64_t word = fp_load(&self.slot(entry.index).word)
+        return word == ((generation << 8) | IN_USE) and fp_load(&entry.fate) == RESIDENT
+
     # --- returning --------------------------------------------------------------------------
 
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
@@ -657,8 +663,10 @@ cdef class SlotTable:
         cdef int index
         return [index for index in range(self.capacity()) if self.state(index) == CONNECTING]
 
-    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns):
-        """CONNECTING -> AVAILABLE with this connection; serve whoever waits.
+    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns,
+                bint lend=False):
+        """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With `lend`
+        CONNECTING -> IN_USE: it is the caller's.
 
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
@@ -694,8 +702,11 @@ cdef class SlotTable:
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1
-                self.make_available(slot, entry, conn)
-                self.publish(index, True)
+                if lend:
+                    self.stamp(index, PyThread_get_thread_ident())
+                else:
+                    self.make_available(slot, entry, conn)
+                    self.publish(index, True)
         if fp_load_seq(&self.attention):
             self.serve()
         return not closed

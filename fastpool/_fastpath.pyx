@@ -206,8 +206,11 @@ cdef extern from *:
     unsigned int fp_version(object)
 
 cdef fp_atomic plain_version        # of the last such class; tags are unique, and never 0 there
-cdef tuple DRIVER_METHODS = (
-    "__enter__", "__exit__", "commit", "_commit_gen", "wait", "closed", "close",
+cdef tuple DRIVER_METHODS = ("commit", "_commit_gen", "wait", "closed", "close")
+cdef tuple BLOCK_METHODS = ("__enter__", "__exit__")
+cdef tuple ASYNC_BLOCK_METHODS = ("__aenter__", "__aexit__")
+cdef tuple DRIVER_MODULES = (
+    "psycopg.connection", "psycopg.connection_async", "psycopg._connection_base",
 )
 
 
@@ -220,11 +223,12 @@ cdef bint is_plain(conn) except -1:
 cdef bint learn_plain(conn) except -1:
     cls = type(conn)
     own = getattr(cls, "__getattribute__", None) is object.__getattribute__
-    for name in DRIVER_METHODS:
+    names = ASYNC_BLOCK_METHODS if hasattr(cls, "__aenter__") else BLOCK_METHODS
+    for name in DRIVER_METHODS + names:
         method = getattr(cls, name, None)
         method = getattr(method, "fget", method)        # `closed` is a property
         module = getattr(method, "__globals__", {}).get("__name__", "")
-        own = own and module in ("psycopg.connection", "psycopg._connection_base")
+        own = own and module in DRIVER_MODULES
     if own:
         fp_poke(&plain_version, fp_version(conn))
     return own
@@ -239,6 +243,16 @@ cdef bint leaves_nothing(conn) except -1:
         and conn._pipeline is None
         and "commit" not in conn.__dict__
     )
+
+
+def block_is_plain(conn):
+    """Whether entering a block of *conn* does nothing."""
+    return is_plain(conn)
+
+
+def block_ends_idle(conn):
+    """Whether leaving a block of *conn* without an exception does nothing."""
+    return is_plain(conn) and leaves_nothing(conn)
 
 
 cdef class Lease:
@@ -279,6 +293,10 @@ cdef class Lease:
         if found is not None:
             self.__dict__ = attributes
         return found if outcome == TAKEN else None
+
+    def _end(self):
+        """End the lease. See end()."""
+        return self.end()
 
     def _pool_of(self):
         """The pool while the lease is valid, else None."""

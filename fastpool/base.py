@@ -124,6 +124,8 @@ class BasePool(FastPath):
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
     _TAU_NS: ClassVar[int] = 1_000_000
     _num_pool: ClassVar[int] = 0
+    # Null pools close what nobody waits for.
+    _keeps_idle: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -187,7 +189,8 @@ class BasePool(FastPath):
         self._popped: dict[str, int] = {}
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
-        self._warns: str | None = None
+        # What the first use warns of.
+        self._warns: Warning | None = None
         self._connector: Connector
         self._shrink_timer: Timer | None = None
 
@@ -264,7 +267,7 @@ class BasePool(FastPath):
         if self._opened:
             self._lends = True
         if warns is not None:
-            warnings.warn(warns, DeprecationWarning, stacklevel=1)
+            warnings.warn(warns, stacklevel=1)
 
     # --- figures ------------------------------------------------------------------------------
 
@@ -376,6 +379,17 @@ class BasePool(FastPath):
         if not self._closed:
             self._connector.fill()
 
+    def _plan_shrink(self) -> None:
+        self._shrink_timer = self._later(max(self.max_idle, 0.01), self._shrink)
+
+    def _shrink(self) -> None:
+        if not self._closed:
+            self._submit(self._shrink_job)
+            self._plan_shrink()
+
+    def _shrink_job(self) -> Coroutine[Any, Any, None]:
+        raise NotImplementedError
+
     # --- what the shells define, sync or async: called through _call() ------------------------
 
     if TYPE_CHECKING:
@@ -408,6 +422,11 @@ class BasePool(FastPath):
 
     def _sweep(self) -> None:
         """Close what is idle in a closed pool. Called where nothing can be awaited."""
+        raise NotImplementedError
+
+    async def _end_chores(self, timeout: float) -> None:
+        """Do the chores that are queued, and wait for those under way, *timeout* seconds at most.
+        Say of what did not end in time."""
         raise NotImplementedError
 
     async def _sleep(self, seconds: float) -> None:

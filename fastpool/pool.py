@@ -10,7 +10,7 @@ import _thread
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -21,7 +21,7 @@ from . import housekeeper, leases, lending, upkeep
 from ._core import Waiter
 from ._fastpath import ConnectionBlock, ThreadFastPath
 from .abc import CT, ConnectFailedCB, ConnectionCB, ConninfoParam, KwargsParam
-from .base import BasePool, Job, Timer, logger, now, run
+from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
 from .workers import Workers
 
@@ -125,11 +125,11 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
             max_connecting=max_connecting,
         )
         self._connector = Connector(self)
-        self._workers = Workers(self.name, num_workers)
+        self._workers = Workers(self.name)
         if open is None:
-            self._warns = _IMPLICIT_OPEN.format(type(self).__name__)
+            self._warns = DeprecationWarning(_IMPLICIT_OPEN.format(type(self).__name__))
         if open or open is None:
-            self._open()
+            upkeep.start(self)
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -141,19 +141,9 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         Raises PoolClosed when the pool has been closed: it can't be opened again. Harmless when
         it is open. Thread-safe.
         """
-        self._open()
+        upkeep.start(self)
         if wait:
             self.wait(timeout)
-
-    def _open(self) -> None:
-        if not self._begin_open():
-            return
-        self._workers = Workers(self.name, self.num_workers)
-        for index in self._table.owed():
-            self._connector.start(index)
-        self._plan_shrink()
-        if self._warns is None:
-            self._lends = True
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
@@ -162,16 +152,7 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         worker threads have ended, *timeout* seconds at most. Harmless when closed already, or never
         opened. Thread-safe.
         """
-        if not self._opened or not self._table.close():
-            return
-        self._lends = False
-        logger.debug("pool %r closed", self.name)
-        if self._shrink_timer is not None:
-            self._shrink_timer.cancel()
-        self._connector.close()
-        self._workers.drain()
-        run(lending.close_idle(self))
-        self._workers.join(timeout)
+        run(upkeep.shut(self, timeout))
 
     def __enter__(self) -> Self:
         self._warns = None
@@ -307,13 +288,8 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         finally:
             conn.autocommit = False
 
-    def _plan_shrink(self) -> None:
-        self._shrink_timer = self._later(max(self.max_idle, 0.01), self._shrink)
-
-    def _shrink(self) -> None:
-        if not self._closed:
-            self._submit(lambda: upkeep.shrink(self))
-            self._plan_shrink()
+    def _shrink_job(self) -> Coroutine[Any, Any, None]:
+        return upkeep.shrink(self)
 
     # --- primitives ---------------------------------------------------------------------------
 
@@ -350,7 +326,11 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         time.sleep(seconds)
 
     def _submit(self, job: Job) -> None:
-        self._workers.submit(job)
+        self._workers.submit(job, self.num_workers)
+
+    async def _end_chores(self, timeout: float) -> None:
+        self._workers.drain()
+        self._workers.join(timeout)
 
     def _later(self, delay: float, method: Callable[[], object]) -> Timer:
         return housekeeper.later(delay, method)

@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from .base import BasePool
 
 
+def start(pool: BasePool) -> None:
+    """Open the pool: have the connections made that it owes."""
+    if pool._begin_open():
+        for index in pool._table.owed():
+            pool._connector.start(index)
+        pool._plan_shrink()
+        if pool._warns is None:
+            pool._lends = True
+
+
+async def shut(pool: BasePool, timeout: float) -> None:
+    """Close the pool: first fail those who wait, then close what is idle, then end the chores."""
+    if not pool._opened or not pool._table.close():
+        return
+    pool._lends = False
+    logger.debug("pool %r closed", pool.name)
+    if pool._shrink_timer is not None:
+        pool._shrink_timer.cancel()
+    pool._connector.close()
+    await close_idle(pool)
+    await pool._end_chores(timeout)
+    await close_idle(pool)  # what a chore brought in at the last moment
+
+
 async def shrink(pool: BasePool) -> None:
     """Close one connection if, over the last `max_idle` seconds, it was one too many."""
     found = pool._table.reserve_surplus()

@@ -5,8 +5,9 @@ Owns: the queue of chores and how many threads work on it. Refuses: to know what
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
+from contextlib import suppress
 from time import monotonic
 
 from ._core import Gauge
@@ -18,25 +19,38 @@ LINGER = 0.02
 
 
 class Workers:
-    """At most *limit* threads at a time. Thread-safe without locks, also in a finalizer."""
+    """A few threads at a time. Thread-safe without locks, also in a finalizer.
 
-    def __init__(self, name: str, limit: int) -> None:
+    Idle threads wait for a bell, a lock that is released to ring. Not for a queue with a timeout:
+    `SimpleQueue.get(timeout)` with several takers can block for ever in Python 3.10 and 3.11.
+    """
+
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._limit = limit
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._limit = 1
+        self._jobs: deque[Job] = deque()
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._running = Gauge()
         self._idle = Gauge()
+        self._ending = False
         self._threads: set[threading.Thread] = set()
         self._number = 0
 
-    def submit(self, job: Job) -> None:
-        """Have *job* done by one of the threads."""
-        self._jobs.put(job)
+    def submit(self, job: Job, limit: int) -> None:
+        """Have *job* done by one of at most *limit* threads."""
+        self._limit = limit
+        self._jobs.append(job)
+        self._ring()
         self._start_if_short()
+
+    def _ring(self) -> None:
+        with suppress(RuntimeError):  # it is ringing already
+            self._bell.release()
 
     def _start_if_short(self) -> None:
         """Start a thread if there are more chores than threads that wait for one."""
-        if self._jobs.qsize() <= self._idle.inside or not self._running.enter(self._limit):
+        if len(self._jobs) <= self._idle.inside or not self._running.enter(self._limit):
             return
         name = f"{self._name}-worker-{self._number % self._limit}"
         self._number += 1
@@ -55,42 +69,44 @@ class Workers:
                 del job  # it may hold the last reference to the pool
             self._running.leave()
             # A job put in since may have found this thread idle, and counts on it.
-            if self._jobs.empty() or not self._running.enter(self._limit):
+            if not self._jobs or not self._running.enter(self._limit):
                 break
         self._threads.discard(threading.current_thread())
+        if self._ending:
+            self._ring()  # for the next idle thread to end
 
     def _next(self) -> Job | None:
         """Return the next chore; None when there was none for a while, or it is time to end."""
-        try:
-            return self._jobs.get_nowait()
-        except queue.Empty:
-            pass
-        self._idle.enter(self._limit)
-        try:
-            job = self._jobs.get(timeout=LINGER)
-        except queue.Empty:
-            return None
-        finally:
-            self._idle.leave()
-        # A chore put in meanwhile counted on this thread, which has another one now.
-        self._start_if_short()
+        job = self._take()
+        if job is None and not self._ending:
+            self._idle.enter(self._limit)
+            try:
+                self._bell.acquire(True, LINGER)
+            finally:
+                self._idle.leave()
+            job = self._take()
+            if self._jobs:
+                # They counted on this thread, which has another one now, and on one bell.
+                self._ring()
+                self._start_if_short()
         return job
+
+    def _take(self) -> Job | None:
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            return None
 
     def drain(self) -> None:
         """Do the chores that are queued, in this thread."""
-        while not self._jobs.empty():
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                _do(job)
+        while (job := self._take()) is not None:
+            _do(job)
 
     def join(self, timeout: float) -> None:
         """Wait until the threads have ended; warn of those that did not in *timeout* seconds."""
         deadline = monotonic() + timeout
-        for _ in range(self._idle.inside):
-            self._jobs.put(None)
+        self._ending = True
+        self._ring()
         for thread in list(self._threads):
             if thread is threading.current_thread():
                 continue

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import fastpool
+import fastpool.workers
 
 EXIT_SECONDS = 2.0
 
@@ -104,6 +105,37 @@ def test_no_more_workers_than_num_workers_connect(
     network.release()
     pool.wait()
     assert network.most_in_flight == 2
+
+
+def test_workers_end_when_there_is_no_more_work(
+    new_pool: Callable[..., Any],
+    at_once: Callable[..., list[Any]],
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many chores, and workers that often stop waiting for one just when it comes."""
+    monkeypatch.setattr(fastpool.workers, "LINGER", 0.0002)
+    pool = new_pool(min_size=8, num_workers=6, reset=lambda conn: None)
+    deadline = time.monotonic() + 1.0
+
+    def borrow() -> int:
+        count = 0
+        while time.monotonic() < deadline:
+            with pool.connection(timeout=10.0):
+                count += 1
+            if count % 2:
+                time.sleep(0.0002)
+        return count
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        assert min(at_once(8, borrow)) > 0
+    finally:
+        sys.setswitchinterval(switch)
+    eventually(lambda: not names("p-worker"))
+    pool.putconn(pool.getconn())
+    eventually(lambda: pool.snapshot().counts["available"] == 8)
 
 
 def test_close_waits_for_the_workers(
