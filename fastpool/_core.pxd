@@ -76,6 +76,7 @@ cdef struct Slot:
 cdef struct Detail:
     PyObject *entry         # borrowed: the connection's Entry, NULL when there is no connection
     bint growth             # the connect in flight counts in SlotTable.growing
+    PyObject *debt          # borrowed: the Debt for what the slot is owed, NULL when nothing
 
 cdef struct Chunk:
     fp_atomic free          # the free bitmap's word: bit set = AVAILABLE
@@ -108,6 +109,12 @@ cdef class Entry:
     cdef int64_t created
     cdef public bint leased # lent by connect(): the borrower holds a Lease, not the connection
     cdef fp_atomic fate     # RESIDENT, RETIRED or RETIRED_LENT
+
+
+@cython.final
+cdef class Debt:
+    cdef object table_ref   # as Entry's
+    cdef readonly int index
 
 
 @cython.final
@@ -163,6 +170,7 @@ cdef class SlotTable:
     cdef int64_t tau
     cdef bint lifo
     cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed)
+    cdef readonly object on_owed    # called with (index)
 
     # memory and states
     cdef bint make_room(self, int slots) noexcept nogil
@@ -188,6 +196,8 @@ cdef class SlotTable:
     cdef int check_owned(self, Entry entry) except -1
     cdef int check_state(self, int index, int wanted) except -1
     cdef detach(self, Entry entry, bint late)
+    cdef Debt new_debt(self, int index)
+    cdef bint forget_debt(self, Debt debt)
     cdef bint has_room(self) noexcept nogil
     cdef int enter_locked(self, bint growth) noexcept nogil
     cdef void leave_locked(self, int index) noexcept nogil

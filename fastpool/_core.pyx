@@ -169,6 +169,43 @@ cdef class Entry:
         return self.face
 
 
+@cython.no_gc_clear     # __dealloc__ needs table_ref
+cdef class Debt:
+    """The duty to go on with a slot that is CLOSING or CONNECTING. An int as well: its index.
+
+    Who holds it recycles, connects or vacates the slot. When it is dropped before, by an interrupt
+    at any point, or with a chore that nobody does, on_owed is told, and the slot is not lost.
+    """
+
+    def __dealloc__(self):
+        cdef SlotTable table
+        if self.table_ref is not None:
+            table = self.table_ref()
+            if table is not None and table.forget_debt(self) and table.on_owed is not None:
+                table.on_owed(self.index)
+
+    def __index__(self):
+        return self.index
+
+    def __int__(self):
+        return self.index
+
+    def __hash__(self):
+        return hash(self.index)
+
+    def __eq__(self, other):
+        return self.index == other
+
+    def __lt__(self, other):
+        return self.index < other
+
+    def __ge__(self, other):
+        return self.index >= other
+
+    def __repr__(self):
+        return repr(self.index)
+
+
 cdef class Waiter:
     """One blocked call. Belongs to one thread or task.
 
@@ -244,7 +281,7 @@ cdef class SlotTable:
 
     def __cinit__(
         self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
-        int64_t tau_ns=1_000_000, on_lost=None,
+        int64_t tau_ns=1_000_000, on_lost=None, on_owed=None,
     ):
         self.min_size = min_size
         self.max_size = max_size
@@ -252,6 +289,7 @@ cdef class SlotTable:
         self.lifo = lifo
         self.tau = tau_ns
         self.on_lost = on_lost
+        self.on_owed = on_owed
         self.me = PyWeakref_NewRef(self, None)
         if max_size > MAX_SLOTS:
             raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
@@ -539,13 +577,13 @@ cdef class SlotTable:
 
     def evict(self, conn, bint late=False):
         """Take a connection that the caller owns (RETURNING or RESERVED) out of the table. Its
-        slot is CLOSING until recycle(); return its index. `late`: its borrower did not ask for
+        slot is CLOSING until recycle(); return the debt. `late`: its borrower did not ask for
         this, and may still return it once.
         """
         cdef Entry entry = conn._slot
         self.check_owned(entry)
         self.detach(entry, late)
-        return entry.index
+        return self.new_debt(entry.index)
 
     cdef int check_owned(self, Entry entry) except -1:
         """The caller says that it owns the connection: RETURNING or RESERVED, and in this table."""
@@ -591,6 +629,29 @@ cdef class SlotTable:
             closed = getattr(entry.pgconn, "status", 0) != 0
             self.on_lost(entry.index, entry.backend_pid, owner, held, closed)
 
+    cdef Debt new_debt(self, int index):
+        cdef Debt debt = Debt.__new__(Debt)
+        debt.table_ref = self.me
+        debt.index = index
+        self.chunk(index).details[index & 63].debt = <PyObject *>debt
+        return debt
+
+    cdef bint forget_debt(self, Debt debt):
+        """The debt is dropped. Return whether the slot still waits for what it is owed."""
+        cdef Detail *detail = &self.chunk(debt.index).details[debt.index & 63]
+        cdef bint unpaid
+        with self.mutex:
+            unpaid = detail.debt == <PyObject *>debt
+            if unpaid:
+                detail.debt = NULL
+        return unpaid
+
+    def owe(self, int index):
+        """The debt of a slot that is CLOSING or CONNECTING, for who goes on with it."""
+        if self.state(index) != CLOSING:
+            self.check_state(index, CONNECTING)
+        return self.new_debt(index)
+
     def recycle(self, int index, bint replace):
         """CLOSING -> CONNECTING (True: the caller owes a connect) or EMPTY (False).
 
@@ -614,6 +675,7 @@ cdef class SlotTable:
         if detail.growth:
             detail.growth = False
             self.growing -= 1
+        detail.debt = NULL
         self.put_state(index, EMPTY)
         self.size -= 1
         fp_store(&self.is_surplus, self.max_size != 0 and self.size > self.max_size)
@@ -639,7 +701,7 @@ cdef class SlotTable:
         return (self.max_size == 0 or self.size < self.max_size) and not fp_load(&self.is_closed)
 
     def grow(self):
-        """Start one connect for those who wait, or towards min_size: its slot, else -1.
+        """Start one connect for those who wait, or towards min_size: its debt, else -1.
 
         At most max_connecting at once, and no more than there are waiters to serve.
         """
@@ -648,20 +710,21 @@ cdef class SlotTable:
             if (self.has_room() and self.growing < self.max_connecting
                     and (self.n_waiting > self.growing or self.size < self.min_size)):
                 index = self.enter_locked(True)
-        return index
+        return self.new_debt(index) if index >= 0 else -1
 
     def enter(self, int below):
-        """Start one connect if fewer than `below` slots are taken: its slot, else -1."""
+        """Start one connect if fewer than `below` slots are taken: its debt, else -1."""
         cdef int index = -1
         with self.mutex:
             if self.size < below and self.has_room():
                 index = self.enter_locked(False)
-        return index
+        return self.new_debt(index) if index >= 0 else -1
 
     def owed(self):
-        """The slots that are CONNECTING, as a list."""
+        """The debts of the slots that are CONNECTING, as a list."""
         cdef int index
-        return [index for index in range(self.capacity()) if self.state(index) == CONNECTING]
+        return [self.new_debt(index) for index in range(self.capacity())
+                if self.state(index) == CONNECTING]
 
     def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns,
                 bint lend=False):
@@ -699,6 +762,7 @@ cdef class SlotTable:
             if not closed:
                 fp_store(&entry.fate, RESIDENT)
                 self.chunk(index).details[index & 63].entry = <PyObject *>entry
+                self.chunk(index).details[index & 63].debt = NULL
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1

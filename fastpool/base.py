@@ -182,6 +182,7 @@ class BasePool(FastPath):
                 max_connecting=max_connecting,
                 tau_ns=self._TAU_NS,
                 on_lost=self._make_on_lost(),
+                on_owed=self._make_on_owed(),
             )
         )
         self._opening = Gauge()
@@ -346,12 +347,28 @@ class BasePool(FastPath):
             # The program's end collects what is lent then, which is nobody's mistake.
             if pool is not None and not is_finalizing():
                 pool._table.count(COUNT_LOST)
-                pool._lost.append(index)
-                pool._later(0.0, pool._replace_lost)
+                pool._go_on_with(index)
                 if not closed:
                     pool._warn_of_lost(backend_pid, owner, held_ns)
 
         return on_lost
+
+    def _make_on_owed(self) -> Callable[[int], None]:
+        """Make what the slot table calls for a slot that nobody goes on with."""
+        this = weakref.ref(self)
+        is_finalizing = sys.is_finalizing
+
+        def on_owed(index: int) -> None:
+            pool = this()
+            # Before it is opened a pool owes without a debt: open() goes through all slots.
+            if pool is not None and pool._opened and not is_finalizing():
+                pool._go_on_with(index)
+
+        return on_owed
+
+    def _go_on_with(self, index: int) -> None:
+        self._lost.append(index)
+        self._later(0.0, self._replace_lost)
 
     def _warn_of_lost(self, backend_pid: int, owner: int, held_ns: int) -> None:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -366,9 +383,12 @@ class BasePool(FastPath):
 
     def _replace_lost(self) -> None:
         while self._lost:
-            index = self._lost.popleft()
-            if self._table.recycle(index, True):
-                self._connector.start(index)
+            debt = self._table.owe(self._lost.popleft())
+            closing = self._table.state_name(debt.index) == "closing"
+            if not closing or self._table.recycle(debt, True):
+                self._connector.start(debt)
+            else:
+                self._connector.grow()
 
     # --- what the connector plans -------------------------------------------------------------
 

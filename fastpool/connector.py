@@ -22,6 +22,7 @@ from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
     COUNT_CONNECT_NS,
+    Debt,
     Gauge,
     coarse_ns,
 )
@@ -40,10 +41,10 @@ class Connector:
     def __init__(self, pool: BasePool) -> None:
         self._pool_ref = weakref.ref(pool)
         self._probing = Gauge()
-        self._owed: deque[int] = deque()
-        self._retry: tuple[Timer, int] | None = None
+        self._owed: deque[Debt] = deque()
+        self._retry: tuple[Timer, Debt] | None = None
         self._backoff: AttemptWithBackoff | None = None
-        self._probe = -1
+        self._probe: Debt | None = None
         self._revival: Timer | None = None
 
     @property
@@ -61,44 +62,40 @@ class Connector:
         pool = self._pool_ref()
         if pool is None:  # a finalizer that is collected with its pool
             return
-        index = pool._table.grow()
-        while index >= 0:
+        while isinstance(debt := pool._table.grow(), Debt):
             logger.info("growing pool %r to %s", pool.name, pool._nconns)
-            self.start(index)
-            index = pool._table.grow()
+            self.start(debt)
 
     def fill(self) -> None:
         """Start the connects that are missing to min_size."""
         table = self._pool._table
-        index = table.enter(table.min_size)
-        while index >= 0:
-            self.start(index)
-            index = table.enter(table.min_size)
+        while isinstance(debt := table.enter(table.min_size), Debt):
+            self.start(debt)
 
-    def start(self, index: int) -> None:
+    def start(self, debt: Debt) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
         if self._pool_ref() is None:
             return
         if self._probing.inside:
-            self._owe(index)
+            self._owe(debt)
         else:
-            self._submit(index)
+            self._submit(debt)
 
-    def _owe(self, index: int) -> None:
+    def _owe(self, debt: Debt) -> None:
         """Keep a slot until the probe has succeeded, or the pool is closed."""
-        self._owed.append(index)
+        self._owed.append(debt)
         if not self._probing.inside:  # the probe ended before it could see this one
             self._release_owed()
         self._close_if_closed()
 
-    def _submit(self, index: int) -> None:
-        self._pool._submit(partial(self.attempt, index))
+    def _submit(self, debt: Debt) -> None:
+        self._pool._submit(partial(self.attempt, debt))
 
     def _release_owed(self) -> None:
-        for index in self._take_owed():
-            self._submit(index)
+        for debt in self._take_owed():
+            self._submit(debt)
 
-    def _take_owed(self) -> Iterator[int]:
+    def _take_owed(self) -> Iterator[Debt]:
         """Take the owed slots, each for one caller only."""
         while True:
             try:
@@ -108,27 +105,27 @@ class Connector:
 
     # --- one attempt ------------------------------------------------------------------------
 
-    async def attempt(self, index: int) -> None:
+    async def attempt(self, debt: Debt) -> None:
         """Try to connect a slot once; go on by what came of it."""
         pool = self._pool
         if pool._closed:
-            pool._table.vacate(index)
+            pool._table.vacate(debt)
             return
         try:
             conn = await pool._call(pool._connect)
-            await self._install(index, conn)
+            await self._install(debt, conn)
         except Exception as error:
             _forget_frames(error)
-            await self._failed(index, error)
+            await self._failed(debt, error)
         except BaseException:
-            pool._table.vacate(index)
+            pool._table.vacate(debt)
             self.grow()
             raise
         else:
-            self._succeeded(index)
+            self._succeeded(debt)
             self.grow()
 
-    async def _install(self, index: int, conn: Any) -> None:
+    async def _install(self, debt: Debt, conn: Any) -> None:
         pool = self._pool
         table = pool._table
         now_ns = coarse_ns()
@@ -140,16 +137,16 @@ class Connector:
         conn._pool = None
         if not pool._closed:
             logger.info("adding new connection to the pool")
-        if not table.install(index, conn, conn.pgconn, conn.pgconn.backend_pid, expires):
+        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires):
             await pool._call(conn.close)
-            table.vacate(index)
+            table.vacate(debt)
 
-    def _succeeded(self, index: int) -> None:
+    def _succeeded(self, debt: Debt) -> None:
         pool = self._pool
         pool._last_error = None
         if self._probing.inside:
             retry = self._retry
-            if index == self._probe:
+            if debt == self._probe:
                 self._end_probe()
             elif retry is not None and retry[0].cancel():
                 # Another connect got through: no need for the probe to wait any longer.
@@ -158,35 +155,35 @@ class Connector:
     def _end_probe(self) -> None:
         self._backoff = None
         self._retry = None
-        self._probe = -1
+        self._probe = None
         self._probing.leave()
         self._release_owed()
 
-    async def _failed(self, index: int, error: Exception) -> None:
+    async def _failed(self, debt: Debt, error: Exception) -> None:
         pool = self._pool
         if pool._closed:
-            pool._table.vacate(index)
+            pool._table.vacate(debt)
             return
         pool._last_error = one_line(error)
         # The text: log records live on, and an exception holds its frames, which hold the pool.
         logger.warning("error connecting in %r: %s", pool.name, str(error))
-        if index != self._probe:
+        if debt != self._probe:
             if not self._probing.enter():
-                self._owe(index)
+                self._owe(debt)
                 return
-            self._probe = index
+            self._probe = debt
             self._backoff = AttemptWithBackoff(timeout=pool.reconnect_timeout)
         assert self._backoff is not None
         delay = self._backoff.next_delay(now())
         if delay is None:
             await self._give_up()
         else:
-            self._retry = (pool._later(delay, pool._retry_connect), index)
+            self._retry = (pool._later(delay, pool._retry_connect), debt)
             self._close_if_closed()  # ... before the plan was there to be cancelled
 
     def retry(self) -> None:
         """The backoff is over: attempt the probe's slot again."""
-        if self._probe >= 0:
+        if self._probe is not None:
             self._submit(self._probe)
 
     # --- giving up --------------------------------------------------------------------------
@@ -198,8 +195,9 @@ class Connector:
             pool.name,
             pool.reconnect_timeout,
         )
-        for index in [self._probe, *self._take_owed()]:
-            pool._table.vacate(index)
+        probe = [] if self._probe is None else [self._probe]
+        for debt in [*probe, *self._take_owed()]:
+            pool._table.vacate(debt)
         self._end_probe()
         if pool._closed:
             return
@@ -221,8 +219,8 @@ class Connector:
         retry = self._retry
         if retry is not None and retry[0].cancel():
             self._pool._table.vacate(retry[1])
-        for index in self._take_owed():
-            self._pool._table.vacate(index)
+        for debt in self._take_owed():
+            self._pool._table.vacate(debt)
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -317,12 +317,12 @@ async def retire(pool: BasePool, conn: Any) -> None:
 
 async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: bool = True) -> None:
     """Take a connection that the caller owns out of the table, close it, and owe a new one."""
-    index = pool._table.evict(conn, late)
+    debt = pool._table.evict(conn, late)
     try:
         await close(pool, conn)
     finally:
-        if pool._table.recycle(index, replace):
-            pool._connector.start(index)
+        if pool._table.recycle(debt, replace):
+            pool._connector.start(debt)
         else:
             pool._connector.grow()
 

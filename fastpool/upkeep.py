@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def start(pool: BasePool) -> None:
     """Open the pool: have the connections made that it owes."""
     if pool._begin_open():
-        for index in pool._table.owed():
-            pool._connector.start(index)
+        for debt in pool._table.owed():
+            pool._connector.start(debt)
         pool._plan_shrink()
         if pool._warns is None:
             pool._lends = True
@@ -110,10 +110,10 @@ def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
             pool._connector.grow()
     elif not table.closed:
         # Not open yet: the connects owed at opening are as many as the new minimum.
-        while table.enter(min_size) >= 0:
+        while table.enter(min_size) != -1:
             pass
-        for index in reversed(table.owed()[min_size:]):
-            table.vacate(index)
+        for debt in reversed(table.owed()[min_size:]):
+            table.vacate(debt)
 
 
 async def wait(pool: BasePool, timeout: float) -> None:

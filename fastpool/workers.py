@@ -40,28 +40,32 @@ class Workers:
     def submit(self, job: Job, limit: int) -> None:
         """Have *job* done by one of at most *limit* threads."""
         self._limit = limit
+        # A thread first: if an interrupt ends this call after the next line, it finds the job.
+        self._start_if_short(1)
         self._jobs.append(job)
         self._ring()
-        self._start_if_short()
+        self._start_if_short(0)
 
     def _ring(self) -> None:
         with suppress(RuntimeError):  # it is ringing already
             self._bell.release()
 
-    def _start_if_short(self) -> None:
-        """Start a thread if there are more chores than threads that wait for one."""
-        if len(self._jobs) <= self._idle.inside or not self._running.enter(self._limit):
+    def _start_if_short(self, coming: int) -> None:
+        """Start a thread if there are more chores, *coming* included, than threads that wait."""
+        short = len(self._jobs) + coming > self._idle.inside
+        if not short or self._running.inside >= self._limit:
             return
         name = f"{self._name}-worker-{self._number % self._limit}"
         self._number += 1
         thread = threading.Thread(target=self._work, name=name, daemon=True)
-        try:
+        with suppress(RuntimeError):  # the interpreter is ending
             thread.start()
-        except RuntimeError:  # the interpreter is ending
-            self._running.leave()
 
     def _work(self) -> None:
-        # Here, not where it is started: a thread that has not begun can't be joined.
+        # The thread counts itself, for an interrupt may end the call that starts it at any point;
+        # one too many that was started finds no place.
+        if not self._running.enter(self._limit):
+            return
         self._threads.add(threading.current_thread())
         while True:
             while (job := self._next()) is not None:
@@ -88,7 +92,7 @@ class Workers:
             if self._jobs:
                 # They counted on this thread, which has another one now, and on one bell.
                 self._ring()
-                self._start_if_short()
+                self._start_if_short(0)
         return job
 
     def _take(self) -> Job | None:
