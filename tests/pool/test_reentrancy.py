@@ -261,13 +261,18 @@ class Borrower:
 
 
 @pytest.fixture
-def all_idle(at_rest: Callable[[Any], fastpool.Snapshot]) -> Callable[[Any], None]:
-    """`all_idle(pool)` asserts that every connection has come back."""
+def all_idle(
+    at_rest: Callable[[Any], fastpool.Snapshot], eventually: Callable[..., Any]
+) -> Callable[[Any], None]:
+    """`all_idle(pool)` asserts that every connection comes back, once all garbage is collected."""
 
     def check(pool: Any) -> None:
-        gc.collect()
-        snapshot = at_rest(pool)
-        assert snapshot.counts["available"] == snapshot.size >= snapshot.min_size
+        def idle() -> bool:
+            gc.collect()  # does nothing while another thread collects
+            snapshot = at_rest(pool)
+            return snapshot.counts["available"] == snapshot.size >= snapshot.min_size
+
+        eventually(idle, timeout=10.0, what="all connections idle")
 
     return check
 
@@ -339,12 +344,29 @@ def test_a_finalizer_may_give_back_to_a_pool_that_is_collected_with_it(
     assert errors == []
 
 
+@pytest.fixture
+def collector(spawn: Callable[..., Any]) -> Iterator[None]:
+    """Collect garbage all the time. A gc.collect() that meets one under way in another thread does
+    nothing, so that what is garbage then might hold every connection with all others waiting."""
+    done = threading.Event()
+
+    def collect() -> None:
+        while not done.wait(0.005):
+            gc.collect()
+
+    call = spawn(collect)
+    yield
+    done.set()
+    call.result(10.0)
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["plain", "reset"])
 def test_finalizers_that_give_back_while_others_hammer_lose_nothing(
     reset: bool,
     new_pool: Callable[..., Any],
     spawn: Callable[..., Any],
     collect_often: None,
+    collector: None,
     all_idle: Callable[[Any], None],
     pid: Callable[[Any], int],
 ) -> None:
@@ -383,6 +405,7 @@ def test_connections_collected_in_the_middle_of_anything_are_replaced(
     new_pool: Callable[..., Any],
     spawn: Callable[..., Any],
     collect_often: None,
+    collector: None,
     all_idle: Callable[[Any], None],
 ) -> None:
     pool = new_pool(min_size=2, max_size=3)
@@ -410,7 +433,7 @@ def test_connections_collected_in_the_middle_of_anything_are_replaced(
     for call in calls:
         call.result(30.0)
     all_idle(pool)
-    assert lost > 5
+    assert lost > 1
     assert pool.get_stats()["connections_lost"] == lost
     conns = [pool.getconn(timeout=5.0) for _ in range(3)]
     for conn in conns:
