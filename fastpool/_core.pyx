@@ -103,7 +103,6 @@ COUNT_CONNECT = CONNECTS
 COUNT_CONNECT_NS = CONNECT_NS
 COUNT_CONNECT_ERROR = CONNECT_ERRORS
 COUNT_LOST = LOST
-COUNT_USAGE_NS = USAGE_NS
 
 LIMIT = MAX_SLOTS
 
@@ -198,6 +197,12 @@ cdef class Debt:
 
     def __lt__(self, other):
         return self.index < other
+
+    def __le__(self, other):
+        return self.index <= other
+
+    def __gt__(self, other):
+        return self.index > other
 
     def __ge__(self, other):
         return self.index >= other
@@ -464,11 +469,6 @@ cdef class SlotTable:
         """The generation with which the connection is lent."""
         return fp_load(&self.slot(entry.index).word) >> 8
 
-    def lends(self, Entry entry not None, uint64_t generation):
-        """Whether that lending of the connection is still on."""
-        cdef uint64_t word = fp_load(&self.slot(entry.index).word)
-        return word == ((generation << 8) | IN_USE) and fp_load(&entry.fate) == RESIDENT
-
     # --- returning --------------------------------------------------------------------------
 
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
@@ -726,10 +726,8 @@ cdef class SlotTable:
         return [self.new_debt(index) for index in range(self.capacity())
                 if self.state(index) == CONNECTING]
 
-    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns,
-                bint lend=False):
-        """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With `lend`
-        CONNECTING -> IN_USE: it is the caller's.
+    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns):
+        """CONNECTING -> AVAILABLE with this connection; serve whoever waits.
 
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
@@ -766,11 +764,8 @@ cdef class SlotTable:
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1
-                if lend:
-                    self.stamp(index, PyThread_get_thread_ident())
-                else:
-                    self.make_available(slot, entry, conn)
-                    self.publish(index, True)
+                self.make_available(slot, entry, conn)
+                self.publish(index, True)
         if fp_load_seq(&self.attention):
             self.serve()
         return not closed

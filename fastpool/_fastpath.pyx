@@ -206,12 +206,10 @@ cdef extern from *:
     unsigned int fp_version(object)
 
 cdef fp_atomic plain_version        # of the last such class; tags are unique, and never 0 there
-cdef tuple DRIVER_METHODS = ("commit", "_commit_gen", "wait", "closed", "close")
-cdef tuple BLOCK_METHODS = ("__enter__", "__exit__")
-cdef tuple ASYNC_BLOCK_METHODS = ("__aenter__", "__aexit__")
-cdef tuple DRIVER_MODULES = (
-    "psycopg.connection", "psycopg.connection_async", "psycopg._connection_base",
+cdef tuple DRIVER_METHODS = (
+    "__enter__", "__exit__", "commit", "_commit_gen", "wait", "closed", "close",
 )
+cdef tuple DRIVER_MODULES = ("psycopg.connection", "psycopg._connection_base")
 
 
 cdef bint is_plain(conn) except -1:
@@ -223,8 +221,7 @@ cdef bint is_plain(conn) except -1:
 cdef bint learn_plain(conn) except -1:
     cls = type(conn)
     own = getattr(cls, "__getattribute__", None) is object.__getattribute__
-    names = ASYNC_BLOCK_METHODS if hasattr(cls, "__aenter__") else BLOCK_METHODS
-    for name in DRIVER_METHODS + names:
+    for name in DRIVER_METHODS:
         method = getattr(cls, name, None)
         method = getattr(method, "fget", method)        # `closed` is a property
         module = getattr(method, "__globals__", {}).get("__name__", "")
@@ -243,16 +240,6 @@ cdef bint leaves_nothing(conn) except -1:
         and conn._pipeline is None
         and "commit" not in conn.__dict__
     )
-
-
-def block_is_plain(conn):
-    """Whether entering a block of *conn* does nothing."""
-    return is_plain(conn)
-
-
-def block_ends_idle(conn):
-    """Whether leaving a block of *conn* without an exception does nothing."""
-    return is_plain(conn) and leaves_nothing(conn)
 
 
 cdef class Lease:
@@ -293,10 +280,6 @@ cdef class Lease:
         if found is not None:
             self.__dict__ = attributes
         return found if outcome == TAKEN else None
-
-    def _end(self):
-        """End the lease. See end()."""
-        return self.end()
 
     def _pool_of(self):
         """The pool while the lease is valid, else None."""

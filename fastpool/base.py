@@ -124,8 +124,6 @@ class BasePool(FastPath):
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
     _TAU_NS: ClassVar[int] = 1_000_000
     _num_pool: ClassVar[int] = 0
-    # Null pools close what nobody waits for.
-    _keeps_idle: ClassVar[bool] = True
 
     def __init__(
         self,

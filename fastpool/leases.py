@@ -16,15 +16,13 @@ driver's own does not.
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import AsyncConnection, BaseConnection, Connection
+from psycopg import Connection
 from psycopg.pq import PGconn
 
 from ._fastpath import Lease
-from .base import run
 
 if TYPE_CHECKING:
     from .base import BasePool
@@ -33,46 +31,25 @@ if TYPE_CHECKING:
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
 
 
-class AsyncLease(Lease):
-    """A Lease of an async connection."""
-
-    __slots__ = ()
-
-    async def close(self) -> None:  # type: ignore[override]  # as the driver's two closes differ
-        """Give the connection back to the pool. Harmless when that has been done already."""
-        found = self._end()
-        if found is not None:
-            pool, conn = found
-            if not pool._keep(conn):
-                await pool._putconn(conn)
-
-    async def __aexit__(self, *exc_info: Any) -> Any:
-        try:
-            return await super().__aexit__(*exc_info)  # type: ignore[misc]  # the connection's
-        finally:
-            await self.close()
-
-
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
     cls: Any = type(conn)
     lent: Any = Lease.__new__(_lease_class(cls))
-    lent._begin(pool, conn, conn._slot, _closed_attributes(issubclass(cls, AsyncConnection)))
+    lent._begin(pool, conn, conn._slot, _closed_attributes())
     return lent
 
 
 @functools.cache
 def _lease_class(cls: Any) -> Any:
-    base = AsyncLease if issubclass(cls, AsyncConnection) else Lease
     body = {"__slots__": (), "__del__": Lease._dropped}
-    return type(cls.__name__, (base, cls), body | _names_of(cls))
+    return type(cls.__name__, (Lease, cls), body | _names_of(cls))
 
 
 def return_on_close(conn: Any) -> None:
     """Make close() of *conn* reach its pool in every case, where its class allows that."""
     cls: Any = type(conn)
     is_proxy = cls is not conn.__class__
-    if issubclass(cls, BaseConnection) and not is_proxy:
+    if issubclass(cls, Connection) and not is_proxy:
         conn.__class__ = _returning_class(cls)
 
 
@@ -80,45 +57,34 @@ def return_on_close(conn: Any) -> None:
 def _returning_class(cls: Any) -> Any:
     def close(self: Any) -> None:
         """Give the connection back to the pool that lent it, or close it if there is none."""
-        run(_close(self, cls))
+        _close(self, cls)
 
-    async def async_close(self: Any) -> None:
-        """Give the connection back to the pool that lent it, or close it if there is none."""
-        await _close(self, cls)
-
-    method = async_close if issubclass(cls, AsyncConnection) else close
     # One base, no slots: a layout to which __class__ may be assigned.
-    return type(cls.__name__, (cls,), {"__slots__": (), "close": method} | _names_of(cls))
+    return type(cls.__name__, (cls,), {"__slots__": (), "close": close} | _names_of(cls))
 
 
-async def _close(conn: Any, cls: Any) -> None:
+def _close(conn: Any, cls: Any) -> None:
     pool = getattr(conn, "_pool", None)
     # There are five cases: idle in its pool, where closing once more is harmless, or taken from it
     # on purpose; of a pool that does not want it back; broken; of a class that closes in its own
     # way; plain.
     if pool is None:
         if not conn._slot.is_at_home:
-            await _settled(cls.close(conn))
-    elif not pool._keeps_idle:
-        await _settled(pool._close_lent(conn))
+            cls.close(conn)
     elif not pool.close_returns:
-        await _settled(cls.close(conn))
+        cls.close(conn)
     elif conn.closed:
-        await _settled(pool._close_broken(conn))
-    elif DRIVER_RETURNS and cls.close not in (Connection.close, AsyncConnection.close):
-        await _settled(cls.close(conn))
+        pool._close_broken(conn)
+    elif DRIVER_RETURNS and cls.close is not Connection.close:
+        cls.close(conn)
     else:
         # Not by the driver's close(): it looks at `_pool` once more, and when another thread has
         # given the connection back meanwhile, it closes what is idle, or lent again.
         try:
-            await _settled(pool.putconn(conn))
+            pool.putconn(conn)
         except ValueError:
             if conn._pool is pool:
                 raise
-
-
-async def _settled(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result
 
 
 def _names_of(cls: type) -> dict[str, Any]:
@@ -130,9 +96,9 @@ def _names_of(cls: type) -> dict[str, Any]:
 
 
 @functools.cache
-def _closed_attributes(is_async: bool) -> dict[str, Any]:
+def _closed_attributes() -> dict[str, Any]:
     """Return the attributes of a connection that is closed, made without a server."""
     pgconn = PGconn.connect_start(b"host=/dev/null port=0")
     pgconn.finish()
-    cls: Any = AsyncConnection if is_async else Connection
-    return dict(cls(pgconn).__dict__) | {"_closed": True}
+    conn: Connection[Any] = Connection(pgconn)
+    return conn.__dict__ | {"_closed": True}
