@@ -263,7 +263,7 @@ class BasePool(FastPath):
     def _warn_once(self) -> None:
         """Say what is to be said at the first use, and make way for the fast path."""
         warns, self._warns = self._warns, None
-        if self._opened:
+        if not self._closed:
             self._lends = True
         if warns is not None:
             warnings.warn(warns, stacklevel=1)

@@ -69,7 +69,8 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     *num_workers*: how many threads connect and reset at a time; they end when idle.
     *order*: which idle connection is lent next: "fifo", the one idle longest, uses all alike;
     "lifo" keeps few busy and lets the others grow idle.
-    *max_connecting*: how many connects may be under way at once for requests that wait.
+    *max_connecting*: how many connects may be under way at once for requests that wait; no more
+    than num_workers are, whatever it says.
 
     Thread-safe. Raises ValueError for sizes that make no sense.
     """
