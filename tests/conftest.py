@@ -7,6 +7,7 @@ that stops or restarts a server makes one with `own_server`.
 from __future__ import annotations
 
 import contextlib
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,3 +93,21 @@ def no_thread_left_behind() -> Iterator[None]:
         time.sleep(POLL)
     if names := [thread.name for thread in left()]:
         pytest.fail(f"threads left behind: {names}")
+
+
+@pytest.fixture
+def makers_gone(eventually: Eventually) -> Callable[[], None]:
+    """`makers_gone()` waits until the threads that made connections have ended.
+
+    Only without a GIL: there an object that another thread drops is freed when the thread that
+    made it runs again, or has ended (PEP 703, biased reference counting), not at once.
+    """
+
+    def wait() -> None:
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            eventually(
+                lambda: not any("-worker-" in thread.name for thread in threading.enumerate()),
+                what="no worker threads",
+            )
+
+    return wait

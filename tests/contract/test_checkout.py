@@ -193,8 +193,10 @@ def test_a_timeout_shows_no_inner_exception(impl, open_pool):
 def test_a_request_beyond_max_waiting_is_refused(impl, open_pool, spawn, waiting):
     pool = open_pool(max_waiting=2)
     conn = pool.getconn()
-    calls = [spawn(pool.getconn, timeout=5.0) for _ in range(2)]
-    waiting(pool, 2)
+    calls = []
+    for count in (1, 2):
+        calls.append(spawn(pool.getconn, timeout=5.0))
+        waiting(pool, count)
     with pytest.raises(impl.TooManyRequests) as refusal:
         pool.getconn(timeout=5.0)
     assert str(refusal.value) == "the pool 'p' has already 2 requests waiting"

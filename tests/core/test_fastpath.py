@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_pool(dsn: str) -> Iterator[MakePool]:
+def make_pool(dsn: str, makers_gone: Callable[[], None]) -> Iterator[MakePool]:
     """Make a pool that is full: `make_pool(2, check=...)`."""
     pools: list[Pool] = []
 
@@ -47,6 +47,7 @@ def make_pool(dsn: str) -> Iterator[MakePool]:
         pools.append(pool)
         if not pool.closed:
             pool.wait()
+            makers_gone()
         return pool
 
     yield make

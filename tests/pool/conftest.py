@@ -50,7 +50,9 @@ def at_rest(eventually: Callable[..., Any]) -> Callable[[Any], fastpool.Snapshot
 
 
 @pytest.fixture
-def new_pool(dsn: str, at_rest: Callable[[Any], Any]) -> Iterator[Callable[..., Any]]:
+def new_pool(
+    dsn: str, at_rest: Callable[[Any], Any], makers_gone: Callable[[], None]
+) -> Iterator[Callable[..., Any]]:
     """Build pools of one connection unless told, open and full unless `open=False`."""
     pools: list[Any] = []
 
@@ -60,6 +62,7 @@ def new_pool(dsn: str, at_rest: Callable[[Any], Any]) -> Iterator[Callable[..., 
         pools.append(pool)
         if open:
             pool.open(wait=True, timeout=10.0)
+            makers_gone()
         return pool
 
     yield build

@@ -395,7 +395,7 @@ def test_finalizers_that_give_back_while_others_hammer_lose_nothing(
         return count
 
     calls = [spawn(hammer) for _ in range(3)] + [spawn(borrow_and_forget) for _ in range(2)]
-    assert min(call.result(30.0) for call in calls) > 1
+    assert sum(call.result(30.0) for call in calls) > 10
     all_idle(pool)
     assert pool.get_stats()["connections_lost"] == 0
 
