@@ -5,6 +5,7 @@ Owns: the queue of chores and how many threads work on it. Refuses: to know what
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from contextlib import suppress
@@ -35,7 +36,6 @@ class Workers:
         self._idle = Gauge()
         self._ending = False
         self._threads: set[threading.Thread] = set()
-        self._number = 0
 
     def submit(self, job: Job, limit: int) -> None:
         """Have *job* done by one of at most *limit* threads."""
@@ -55,9 +55,7 @@ class Workers:
         short = len(self._jobs) + coming > self._idle.inside
         if not short or self._running.inside >= self._limit:
             return
-        name = f"{self._name}-worker-{self._number % self._limit}"
-        self._number += 1
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        thread = threading.Thread(target=self._work, name=f"{self._name}-worker", daemon=True)
         with suppress(RuntimeError):  # the interpreter is ending
             thread.start()
 
@@ -66,7 +64,11 @@ class Workers:
         # one too many that was started finds no place.
         if not self._running.enter(self._limit):
             return
-        self._threads.add(threading.current_thread())
+        thread = threading.current_thread()
+        taken = {other.name for other in list(self._threads)}
+        names = (f"{self._name}-worker-{number}" for number in itertools.count())
+        thread.name = next(name for name in names if name not in taken)
+        self._threads.add(thread)
         while True:
             while (job := self._next()) is not None:
                 _do(job)
@@ -75,7 +77,7 @@ class Workers:
             # A job put in since may have found this thread idle, and counts on it.
             if not self._jobs or not self._running.enter(self._limit):
                 break
-        self._threads.discard(threading.current_thread())
+        self._threads.discard(thread)
         if self._ending:
             self._ring()  # for the next idle thread to end
 

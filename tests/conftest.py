@@ -106,7 +106,7 @@ def makers_gone(eventually: Eventually) -> Callable[[], None]:
     def wait() -> None:
         if sysconfig.get_config_var("Py_GIL_DISABLED"):
             eventually(
-                lambda: not any("-worker-" in thread.name for thread in threading.enumerate()),
+                lambda: not any("-worker" in thread.name for thread in threading.enumerate()),
                 what="no worker threads",
             )
 
