@@ -19,7 +19,7 @@ _NS = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """One slot. Times in seconds; None where the slot's state has no such fact."""
+    """One slot. Times in seconds, exact to a few ms; None where the state has no such fact."""
 
     index: int
     state: str
