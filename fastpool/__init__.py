@@ -5,15 +5,23 @@ Importing it pulls in psycopg and the core, nothing else.
 
 from . import base as base  # programs look for `psycopg_pool.base`
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .null_pool import NullConnectionPool
+from .null_pool_async import AsyncNullConnectionPool
 from .pool import ConnectionPool
+from .pool_async import AsyncConnectionPool
 from .snapshot import SlotInfo, Snapshot
+from .standin import install
 from .version import __version__ as __version__
 
 __all__ = [
+    "AsyncConnectionPool",
+    "AsyncNullConnectionPool",
     "ConnectionPool",
+    "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
     "SlotInfo",
     "Snapshot",
     "TooManyRequests",
+    "install",
 ]

@@ -119,6 +119,7 @@ cdef class Debt:
 
 @cython.final
 cdef class Waiter:
+    cdef object table_ref           # as Entry's
     cdef readonly object gate       # what the waiter parks on, when that is the shell's
     cdef object wake_call           # how to wake it then
     cdef void *lock                 # else a thread's own lock, held while nobody has woken it
@@ -169,6 +170,7 @@ cdef class SlotTable:
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
     cdef bint lifo
+    cdef readonly bint keeps_idle   # else no connection stands available: a null pool's
     cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed)
     cdef readonly object on_owed    # called with (index)
 
@@ -210,6 +212,9 @@ cdef class SlotTable:
     cdef object after_leaving(self, Waiter waiter)
     cdef object collect(self, Waiter waiter)
     cdef Waiter serve_one(self, int64_t now, bint *again, bint *asleep)
+    cdef int give_up(self, int index) except -1
+    cdef bint is_ready(self) noexcept nogil
+    cdef bint is_kept(self) noexcept nogil
     cdef Waiter serve_watcher(self, bint *again, bint *asleep)
     cpdef object serve(self)
     # looking

@@ -18,6 +18,7 @@ moves on at every lending. Who may change a slot is fixed by its state:
 
     EMPTY -> CONNECTING -> AVAILABLE -> IN_USE -> RETURNING -> AVAILABLE
     CONNECTING -> EMPTY    AVAILABLE -> RESERVED -> AVAILABLE
+    CONNECTING -> IN_USE where nothing stands idle: a null pool's borrower connects
     RETURNING, RESERVED -> CLOSING -> CONNECTING | EMPTY
 
 A connection that is collected while somebody has it takes its slot to CLOSING: its Entry notices.
@@ -211,8 +212,12 @@ cdef class Debt:
         return repr(self.index)
 
 
+@cython.no_gc_clear     # __dealloc__ needs table_ref
 cdef class Waiter:
     """One blocked call. Belongs to one thread or task.
+
+    One that is dropped with a grant that nobody came for hands its slot on: its task was destroyed,
+    or a second interrupt ended the leaving of the queue.
 
     Without arguments it is for a thread, which parks in SlotTable.wait(). Else `gate` is what its
     owner parks on, and `wake` is called, once a parking at most, to end that.
@@ -230,6 +235,11 @@ cdef class Waiter:
             PyThread_acquire_lock(self.lock, 0)
 
     def __dealloc__(self):
+        cdef SlotTable table
+        if self.index >= 0:
+            table = self.table_ref()
+            if table is not None:
+                table.give_up(self.index)
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
             PyThread_free_lock(self.lock)
@@ -286,13 +296,14 @@ cdef class SlotTable:
 
     def __cinit__(
         self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
-        int64_t tau_ns=1_000_000, on_lost=None, on_owed=None,
+        int64_t tau_ns=1_000_000, bint keeps_idle=True, on_lost=None, on_owed=None,
     ):
         self.min_size = min_size
         self.max_size = max_size
         self.max_connecting = max_connecting
         self.lifo = lifo
         self.tau = tau_ns
+        self.keeps_idle = keeps_idle
         self.on_lost = on_lost
         self.on_owed = on_owed
         self.me = PyWeakref_NewRef(self, None)
@@ -513,6 +524,15 @@ cdef class SlotTable:
         cdef Slot *slot = self.slot(entry.index)
         return (slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&self.epoch))
 
+    cdef bint is_kept(self) noexcept nogil:
+        return self.keeps_idle or fp_load_seq(&self.attention) % CLOSED_BIAS != 0
+
+    @property
+    def keeps_returned(self):
+        """Whether a connection that comes back is of use: to stand idle, or to somebody who waits.
+        """
+        return self.is_kept()
+
     @property
     def surplus(self):
         """Whether a resize left more connections than max_size."""
@@ -655,13 +675,14 @@ cdef class SlotTable:
     def recycle(self, int index, bint replace):
         """CLOSING -> CONNECTING (True: the caller owes a connect) or EMPTY (False).
 
-        A slot beyond max_size, or of a closed table, is not replaced.
+        A slot beyond max_size, or of a closed table, is not replaced; nor one that nobody waits
+        for, where none stands idle.
         """
         self.check_state(index, CLOSING)
         with self.mutex:
             if self.max_size and self.size > self.max_size:
                 replace = False
-            if fp_load(&self.is_closed):
+            if fp_load(&self.is_closed) or not self.is_kept():
                 replace = False
             if replace:
                 self.put_state(index, CONNECTING)
@@ -726,8 +747,11 @@ cdef class SlotTable:
         return [self.new_debt(index) for index in range(self.capacity())
                 if self.state(index) == CONNECTING]
 
-    def install(self, int index, conn, pgconn, long backend_pid, int64_t expires_ns):
-        """CONNECTING -> AVAILABLE with this connection; serve whoever waits.
+    def install(
+        self, int index, conn, pgconn, long backend_pid, int64_t expires_ns, bint lend=False
+    ):
+        """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With `lend`:
+        CONNECTING -> IN_USE, lent to the caller.
 
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
@@ -764,8 +788,11 @@ cdef class SlotTable:
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1
-                self.make_available(slot, entry, conn)
-                self.publish(index, True)
+                if lend:
+                    self.stamp(index, PyThread_get_thread_ident())
+                else:
+                    self.make_available(slot, entry, conn)
+                    self.publish(index, True)
         if fp_load_seq(&self.attention):
             self.serve()
         return not closed
@@ -775,6 +802,11 @@ cdef class SlotTable:
         self.check_state(index, CONNECTING)
         with self.mutex:
             self.leave_locked(index)
+
+    def vacate_unpaid(self, Debt debt not None):
+        """The same, unless the debt is paid: for a connect that was interrupted at any point."""
+        if self.forget_debt(debt):
+            self.vacate(debt.index)
 
     def resize(self, int min_size, int max_size):
         """Set the sizes. Starts nothing and closes nothing: see enter() and surplus."""
@@ -860,6 +892,7 @@ cdef class SlotTable:
         cdef int index = -1
         cdef bint full = False
         waiter.since = fp_now()
+        waiter.table_ref = self.me
         with self.mutex:
             if fp_load(&self.is_closed):
                 fp_store(&waiter.outcome, SHUT)
@@ -938,6 +971,13 @@ cdef class SlotTable:
         waiter.index = -1
         return self.take(index)
 
+    cdef int give_up(self, int index) except -1:
+        """Make a granted slot AVAILABLE again, whose waiter is gone."""
+        conn = self.take(index)
+        self.begin_return(conn)
+        self.restore(conn)
+        return 0
+
     def resume(self, Waiter waiter not None, bint woken=True):
         """After parking: the connection granted or found, or None: the pool was shut, or somebody
         was faster and the caller parks again. `woken` is False when the parking timed out: a
@@ -997,10 +1037,14 @@ cdef class SlotTable:
         head.token = True
         return head
 
+    cdef bint is_ready(self) noexcept nogil:
+        """Whether as many stand available as should; where none should, one shows that it can."""
+        return self.n_free() >= (self.min_size if self.keeps_idle else 1)
+
     cdef Waiter serve_watcher(self, bint *again, bint *asleep):
         """Wake one of those who wait for a full pool, if it is. Caller holds the mutex."""
         cdef Waiter head
-        if self.first_watcher == NULL or self.n_free() < self.min_size:
+        if self.first_watcher == NULL or not self.is_ready():
             return None
         head = <Waiter>self.first_watcher
         fp_store(&head.outcome, GRANTED)
@@ -1026,7 +1070,7 @@ cdef class SlotTable:
         cdef bint done
         with self.mutex:
             self.link(waiter, True)
-            done = fp_load(&self.is_closed) != 0 or self.n_free() >= self.min_size
+            done = fp_load(&self.is_closed) != 0 or self.is_ready()
             if done:
                 fp_store(&waiter.outcome, SHUT if fp_load(&self.is_closed) else GRANTED)
                 self.unlink(waiter, True)

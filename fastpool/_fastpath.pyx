@@ -15,10 +15,11 @@ from libc.stdint cimport int64_t, uint64_t
 cimport cython
 
 from fastpool._core cimport (
-    Entry, NOT_LENT, REQUESTS, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
+    Entry, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
     fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
 )
 
+import asyncio
 import functools
 import logging
 import sys
@@ -43,6 +44,9 @@ cdef bint logs_info() except -1:
     return logger.isEnabledFor(INFO)
 
 
+# None where no loop runs; documented, for who writes loops.
+cdef object running_loop = asyncio._get_running_loop
+
 cdef object SLOT = "_slot"
 cdef object POOL = "_pool"
 cdef object STATUS = "transaction_status"
@@ -60,15 +64,23 @@ cdef class FastPath:
     cdef public object _check       # the user's callbacks
     cdef public object _configure
     cdef public object _reset
+    cdef public object _loop        # the event loop of an async pool that is open
 
     def _set_table(self, SlotTable table not None):
         self._table = table
+
+    cdef int check_loop(self) except -1:
+        """Leave it to the shell to refuse, when this is another event loop than the pool's."""
+        if self._loop is not None and running_loop() is not self._loop:
+            self._refuse_loop()
+        return 0
 
     cpdef object _lend(self):
         """Return a free connection, None when anything about that is not plain."""
         cdef SlotTable table = self._table
         cdef Slot *slot
         cdef int index
+        self.check_loop()
         if not self._lends or self._check is not None or logs_info():
             return None
         if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
@@ -87,7 +99,9 @@ cdef class FastPath:
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""
         cdef Entry entry
-        cdef object found = getattr(conn, SLOT, None)
+        cdef object found
+        self.check_loop()
+        found = getattr(conn, SLOT, None)
         if type(found) is not Entry:
             return False
         entry = <Entry>found
@@ -206,28 +220,40 @@ cdef extern from *:
     unsigned int fp_version(object)
 
 cdef fp_atomic plain_version        # of the last such class; tags are unique, and never 0 there
+cdef fp_atomic plain_async_version  # for async connections
 cdef tuple DRIVER_METHODS = (
     "__enter__", "__exit__", "commit", "_commit_gen", "wait", "closed", "close",
 )
-cdef tuple DRIVER_MODULES = ("psycopg.connection", "psycopg._connection_base")
+cdef tuple ASYNC_DRIVER_METHODS = ("__aenter__", "__aexit__") + DRIVER_METHODS[2:]
+cdef tuple DRIVER_MODULES = (
+    "psycopg.connection", "psycopg.connection_async", "psycopg._connection_base",
+)
 
 
 cdef bint is_plain(conn) except -1:
     """Whether the class of *conn* is one whose `with` block is the driver's own."""
     cdef unsigned int version = fp_version(conn)
-    return version != 0 and version == fp_peek(&plain_version) or learn_plain(conn)
+    return (version != 0 and version == fp_peek(&plain_version)
+            or learn_plain(conn, DRIVER_METHODS, &plain_version))
 
 
-cdef bint learn_plain(conn) except -1:
+cdef bint is_plain_async(conn) except -1:
+    """The same for `async with`."""
+    cdef unsigned int version = fp_version(conn)
+    return (version != 0 and version == fp_peek(&plain_async_version)
+            or learn_plain(conn, ASYNC_DRIVER_METHODS, &plain_async_version))
+
+
+cdef bint learn_plain(conn, tuple methods, fp_atomic *plain) except -1:
     cls = type(conn)
     own = getattr(cls, "__getattribute__", None) is object.__getattribute__
-    for name in DRIVER_METHODS:
+    for name in methods:
         method = getattr(cls, name, None)
         method = getattr(method, "fget", method)        # `closed` is a property
         module = getattr(method, "__globals__", {}).get("__name__", "")
         own = own and module in DRIVER_MODULES
     if own:
-        fp_poke(&plain_version, fp_version(conn))
+        fp_poke(plain, fp_version(conn))
     return own
 
 
@@ -266,9 +292,9 @@ cdef class Lease:
         entry.leased = True
         self.__dict__ = conn.__dict__
 
-    cdef object end(self):
-        """Become a closed connection. Return (pool, connection) to the one caller who has to give
-        back, None to all others."""
+    def _end(self):
+        """Become a closed connection. Return (pool, connection) to the one caller who has to have
+        the return accepted; None to all others, and when it is done."""
         cdef int outcome = NOT_LENT
         found = None
         attributes = self.closed.copy()
@@ -279,23 +305,24 @@ cdef class Lease:
                 self.pool = self.conn = self.entry = None
         if found is not None:
             self.__dict__ = attributes
-        return found if outcome == TAKEN else None
+        if outcome != TAKEN:
+            return None
+        pool, conn = found
+        if not is_fit(pool, conn._slot):
+            return found
+        put_back(pool, conn._slot, conn)
+        return None
 
-    def _pool_of(self):
-        """The pool while the lease is valid, else None."""
-        return self.pool
+    @property
+    def _lent(self):
+        """(pool, connection) while the lease is valid, else None."""
+        return None if self.conn is None else (self.pool, self.conn)
 
     def close(self):
         """Give the connection back to the pool. Harmless when that has been done already."""
-        cdef Entry entry
-        found = self.end()
-        if found is None:
-            return
-        pool, conn = found
-        entry = conn._slot
-        if is_fit(pool, entry):
-            put_back(pool, entry, conn)
-        else:
+        ended = self._end()
+        if ended is not None:
+            pool, conn = ended
             pool._accept(conn)
 
     def __exit__(self, exc_type, exc, traceback):
@@ -307,15 +334,16 @@ cdef class Lease:
         finally:
             self.close()
 
+    def _leaves_nothing(self):
+        """Whether leaving `async with` of the connection without an exception would do nothing."""
+        return self.conn is None or is_plain_async(self.conn) and leaves_nothing(self.conn)
+
     def _dropped(self):
         """In place of the driver's finalizer: the session is the connection's, not the lease's."""
 
 
-cdef class ConnectionBlock:
-    """What `pool.connection()` returns: a context manager, and a decorator as contextlib's are.
-
-    Nothing happens before it is entered. One that is dropped while entered gives back.
-    """
+cdef class Block:
+    """One `connection()` block. Nothing happens before it is entered."""
 
     cdef object pool
     cdef object timeout
@@ -328,10 +356,61 @@ cdef class ConnectionBlock:
         self.pool = pool
         self.timeout = timeout
 
-    def __enter__(self):
-        pool = self.pool
+    cdef int check_new(self) except -1:
         if self.conn is not None:
             raise RuntimeError("this block is entered already: call connection() once for each")
+        return 0
+
+    cdef int begin(self, conn) except -1:
+        """The block is entered: remember which lending it is."""
+        self.conn = conn
+        found = getattr(conn, SLOT, None)
+        if type(found) is Entry:
+            self.entry = found
+            self.lending = self.word()
+        return 0
+
+    cdef object end(self):
+        """The block is left: its connection, None if it was not entered, or given back inside."""
+        conn = self.conn
+        self.conn = None
+        if conn is not None and self.is_over():
+            # Given back inside the block: it may be somebody else's by now.
+            if not self.pool.close_returns:
+                self.pool._refuse(conn)
+            return None
+        return conn
+
+    cdef int before_return(self, conn) except -1:
+        if self.is_over():
+            self.pool._refuse(conn)
+        self.entry = None           # the connection's own: it must end with the connection
+        return 0
+
+    cdef int after_return(self) except -1:
+        self.entry = None
+        fp_add(&(<FastPath?>self.pool)._table.events[USAGE_NS], fp_now() - self.began)
+        return 0
+
+    cdef uint64_t word(self) except? 0:
+        return fp_load(&(<FastPath?>self.pool)._table.slot(self.entry.index).word)
+
+    cdef bint is_over(self) except -1:
+        """Whether the lending has ended before the block has, other than by the borrower's closing
+        a connection that is of no more use: the return after that is accepted quietly."""
+        return (self.entry is not None and self.word() != self.lending
+                and fp_load(&self.entry.fate) != RETIRED_LENT)
+
+
+cdef class ConnectionBlock(Block):
+    """What `pool.connection()` returns: a context manager, and a decorator as contextlib's are.
+
+    One that is dropped while entered gives back.
+    """
+
+    def __enter__(self):
+        self.check_new()
+        pool = self.pool
         conn = pool.getconn(self.timeout)
         self.began = fp_now()
         if not is_plain(conn):
@@ -340,30 +419,12 @@ cdef class ConnectionBlock:
             except BaseException:
                 pool.putconn(conn)
                 raise
-        self.conn = conn
-        found = getattr(conn, SLOT, None)
-        if type(found) is Entry:
-            self.entry = found
-            self.lending = self.word()
+        self.begin(conn)
         return conn
 
-    cdef uint64_t word(self) except? 0:
-        return fp_load(&(<FastPath?>self.pool)._table.slot(self.entry.index).word)
-
-    cdef bint is_over(self) except -1:
-        """Whether the lending has ended before the block has."""
-        return self.entry is not None and self.word() != self.lending
-
     def __exit__(self, exc_type, exc, traceback):
-        pool = self.pool
-        conn = self.conn
-        self.conn = None
+        conn = self.end()
         if conn is None:
-            return None
-        if self.is_over():
-            # Given back inside the block: it may be somebody else's by now.
-            if not pool.close_returns:
-                pool._refuse(conn)
             return None
         try:
             if exc_type is None and is_plain(conn) and leaves_nothing(conn):
@@ -371,13 +432,10 @@ cdef class ConnectionBlock:
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
             try:
-                if self.is_over():
-                    pool._refuse(conn)
-                self.entry = None       # the connection's own: it must end with the connection
-                pool.putconn(conn)
+                self.before_return(conn)
+                self.pool.putconn(conn)
             finally:
-                self.entry = None
-                fp_add(&(<FastPath?>pool)._table.events[USAGE_NS], fp_now() - self.began)
+                self.after_return()
 
     def __call__(self, func):
         pool, timeout = self.pool, self.timeout
@@ -392,3 +450,51 @@ cdef class ConnectionBlock:
     def __del__(self):
         if self.conn is not None and not is_finalizing():
             self.__exit__(GeneratorExit, GeneratorExit(), None)
+
+
+cdef class AsyncConnectionBlock(Block):
+    """The same for an async pool."""
+
+    async def __aenter__(self):
+        self.check_new()
+        pool = self.pool
+        conn = await pool.getconn(self.timeout)
+        self.began = fp_now()
+        if not is_plain_async(conn):
+            try:
+                await type(conn).__aenter__(conn)
+            except BaseException:
+                await pool.putconn(conn)
+                raise
+        self.begin(conn)
+        return conn
+
+    async def __aexit__(self, exc_type, exc, traceback):
+        conn = self.end()
+        if conn is None:
+            return None
+        try:
+            if exc_type is None and is_plain_async(conn) and leaves_nothing(conn):
+                return None
+            return await type(conn).__aexit__(conn, exc_type, exc, traceback)
+        finally:
+            try:
+                self.before_return(conn)
+                await self.pool.putconn(conn)
+            finally:
+                self.after_return()
+
+    def __call__(self, func):
+        pool, timeout = self.pool, self.timeout
+
+        @functools.wraps(func)
+        async def inner(*args, **kwargs):
+            async with pool.connection(timeout):
+                return await func(*args, **kwargs)
+
+        return inner
+
+    def __del__(self):
+        # Nothing can be awaited here: the loop has it given back.
+        if self.conn is not None and not is_finalizing():
+            self.pool._put_back_dropped(self.conn)

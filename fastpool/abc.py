@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from .pool import ConnectionPool
+    from .pool_async import AsyncConnectionPool
 
 # The pool's connection class; Connection[TupleRow] where none is given (PEP 696).
 CT = TypeVar("CT", bound="Connection[Any]", default="Connection[TupleRow]")
@@ -24,6 +25,10 @@ ACT = TypeVar("ACT", bound="AsyncConnection[Any]", default="AsyncConnection[Tupl
 ConnectionCB = Callable[[CT], None]
 AsyncConnectionCB = Callable[[ACT], Awaitable[None]]
 ConnectFailedCB = Callable[["ConnectionPool[Any]"], None]
+AsyncConnectFailedCB = (
+    Callable[["AsyncConnectionPool[Any]"], None]
+    | Callable[["AsyncConnectionPool[Any]"], Awaitable[None]]
+)
 
 ConninfoParam = str | Callable[[], str]
 AsyncConninfoParam = str | Callable[[], str] | Callable[[], Awaitable[str]]

@@ -123,6 +123,8 @@ class BasePool(FastPath):
 
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
     _TAU_NS: ClassVar[int] = 1_000_000
+    # Whether connections stand idle; else each is opened for its borrower, and closed after it.
+    _KEEPS_IDLE: ClassVar[bool] = True
     _num_pool: ClassVar[int] = 0
 
     def __init__(
@@ -160,7 +162,7 @@ class BasePool(FastPath):
         self.connection_class = connection_class
         self.kwargs = kwargs
         self.name = name or self._new_name()
-        self.close_returns = close_returns
+        self.close_returns = close_returns and self._KEEPS_IDLE
         self.timeout = timeout
         self.max_waiting = max_waiting
         self.max_lifetime = max_lifetime
@@ -179,6 +181,7 @@ class BasePool(FastPath):
                 lifo=order == "lifo",
                 max_connecting=max_connecting,
                 tau_ns=self._TAU_NS,
+                keeps_idle=self._KEEPS_IDLE,
                 on_lost=self._make_on_lost(),
                 on_owed=self._make_on_owed(),
             )
@@ -264,7 +267,7 @@ class BasePool(FastPath):
         """Say what is to be said at the first use, and make way for the fast path."""
         warns, self._warns = self._warns, None
         if not self._closed:
-            self._lends = True
+            self._lends = self._KEEPS_IDLE
         if warns is not None:
             warnings.warn(warns, stacklevel=1)
 
@@ -396,6 +399,7 @@ class BasePool(FastPath):
     def _revive(self) -> None:
         if not self._closed:
             self._connector.fill()
+            self._connector.grow()
 
     def _plan_shrink(self) -> None:
         self._shrink_timer = self._later(max(self.max_idle, 0.01), self._shrink)
@@ -463,6 +467,11 @@ class BasePool(FastPath):
         raise NotImplementedError
 
 
+def log_failed_chore(job: Job, error: BaseException) -> None:
+    """Say that a chore failed, which nobody waits for."""
+    logger.warning("task run %s failed: %s: %s", job, type(error).__name__, error)
+
+
 def one_line(error: BaseException) -> str:
     """Return the error's class and text; libpq's texts have several lines."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -473,4 +482,4 @@ def now() -> float:
     return monotonic()
 
 
-__all__ = ["AttemptWithBackoff", "BasePool", "logger", "now", "one_line", "run"]
+__all__ = ["AttemptWithBackoff", "BasePool", "log_failed_chore", "logger", "now", "one_line", "run"]

@@ -7,6 +7,7 @@ Refuses: to decide how many there should be. That is the slot table's.
 
 from __future__ import annotations
 
+import os
 import traceback
 import weakref
 from collections import deque
@@ -14,6 +15,7 @@ from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import ProgrammingError
 from psycopg.pq import TransactionStatus
 
@@ -27,12 +29,15 @@ from ._core import (
     coarse_ns,
 )
 from .base import AttemptWithBackoff, BasePool, Timer, logger, now, one_line
+from .lending import close_idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # After giving up the pool still tries, this often (seconds), to have min_size connections again.
 REVIVAL_PERIOD = 30.0
+# How long after a connect that was interrupted (seconds) the pool makes up for it.
+INTERRUPTED_DELAY = 1.0
 
 
 class Connector:
@@ -66,10 +71,10 @@ class Connector:
             logger.info("growing pool %r to %s", pool.name, pool._nconns)
             self.start(debt)
 
-    def fill(self) -> None:
-        """Start the connects that are missing to min_size."""
+    def fill(self, at_least: int = 0) -> None:
+        """Start the connects that are missing to min_size, or to *at_least*."""
         table = self._pool._table
-        while isinstance(debt := table.enter(table.min_size), Debt):
+        while isinstance(debt := table.enter(max(table.min_size, at_least)), Debt):
             self.start(debt)
 
     def start(self, debt: Debt) -> None:
@@ -118,26 +123,43 @@ class Connector:
             _forget_frames(error)
             await self._failed(debt, error)
         except BaseException:
-            pool._table.vacate(debt)
-            self.grow()
+            # Cancelled, by a loop that is about to end, most likely: go on if it does not.
+            pool._table.vacate_unpaid(debt)
+            pool._later(INTERRUPTED_DELAY, pool._revive)
             raise
         else:
             self._succeeded(debt)
             self.grow()
+            if not pool._table.keeps_returned:
+                await close_idle(pool)
 
-    async def _install(self, debt: Debt, conn: Any) -> None:
+    async def lend(self, debt: Debt, timeout: float) -> Any:
+        """Connect a slot for the caller, who is lent the connection. *timeout*: for the driver, in
+        seconds; the user's own goes first. Raises what connecting raises."""
+        pool = self._pool
+        try:
+            conn = await pool._call(pool._connect, timeout)
+            await self._install(debt, conn, lend=True)
+        except BaseException:
+            pool._table.vacate_unpaid(debt)
+            self.grow()
+            raise
+        pool._last_error = None
+        return conn
+
+    async def _install(self, debt: Debt, conn: Any, lend: bool = False) -> None:
         pool = self._pool
         table = pool._table
         now_ns = coarse_ns()
         conn._created_at = now()
         expires = pool._expiry_ns(now_ns)
         conn._expire_at = conn._created_at + (expires - now_ns) * 1e-9
-        if pool.close_returns:
+        if pool.close_returns or not table.keeps_idle:
             leases.return_on_close(conn)
         conn._pool = None
         if not pool._closed:
             logger.info("adding new connection to the pool")
-        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires):
+        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires, lend):
             await pool._call(conn.close)
             table.vacate(debt)
 
@@ -231,16 +253,26 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__context__
 
 
+def _has_timeout(conninfo: str, kwargs: dict[str, Any]) -> bool:
+    """Whether the user says how long a connect may take."""
+    if "connect_timeout" in kwargs or "PGCONNECT_TIMEOUT" in os.environ:
+        return True
+    try:
+        return "connect_timeout" in conninfo_to_dict(conninfo)
+    except ProgrammingError:
+        return False  # whoever connects will say what is wrong with it
+
+
 async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     """Connect, and have the user's configure prepare the connection: the whole of `_connect()`.
 
-    *timeout*: seconds, passed to the driver as connect_timeout; None for the user's own.
+    *timeout*: seconds, passed to the driver as connect_timeout unless the user set that.
     """
     table = pool._table
     table.count(COUNT_CONNECT)
     conninfo = await pool._call(pool._resolve_conninfo)
     kwargs = await pool._call(pool._resolve_kwargs)
-    if timeout is not None:
+    if timeout is not None and not _has_timeout(conninfo, kwargs):
         kwargs = {**kwargs, "connect_timeout": max(round(timeout), 1)}
     began = perf_counter_ns()
     try:

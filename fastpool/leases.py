@@ -1,25 +1,27 @@
 """Connections whose close() gives back: what `pool.connect()` lends, and `close_returns`.
 
-Owns: two classes derived from the pool's connection class, made when first needed. Refuses: to
-decide what a return does, which is lending's.
+Owns: classes derived from the pool's connection class, made when first needed. Refuses: to decide
+what a return does, which is lending's.
 
 A Lease is an object of its own for each lending. It shares the connection's attributes while it is
 valid, and when it ends it gets those of a closed connection instead. So an old lease says
 `closed`, refuses to execute, and can be closed again without touching the session, which may be
 lent to somebody else by then.
 
-A connection of a `close_returns` pool is the session's one connection object, as the driver has
-it; only its close() is made to reach the pool also when the connection is broken, which the
-driver's own does not.
+A connection of a `close_returns` pool, or of a null pool, is the session's one connection object,
+as the driver has it; only its close() is made to reach the pool in every case, which the driver's
+own does not.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
 from psycopg.pq import PGconn
 
 from ._fastpath import Lease
@@ -27,29 +29,113 @@ from ._fastpath import Lease
 if TYPE_CHECKING:
     from .base import BasePool
 
+T = TypeVar("T")
+
 # Before 3.3 the driver's close() knows nothing of pools.
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
+
+
+# --- leases -----------------------------------------------------------------------------------
+
+
+class AsyncLease(Lease):
+    """One lending by an async pool's `connect()`."""
+
+    __slots__ = ()
+
+    async def close(self) -> None:  # type: ignore[override]  # as the driver's two classes do
+        """Give the connection back to the pool. Harmless when that has been done already."""
+        ended = self._end()
+        if ended is not None:
+            pool, conn = ended
+            await pool._accept(conn)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lent = self._lent
+        try:
+            if lent is not None and not (exc_type is None and self._leaves_nothing()):
+                await type(lent[1]).__aexit__(self, exc_type, exc, traceback)
+        finally:
+            await self.close()
+
+
+class Checkout(Coroutine[Any, Any, T]):
+    """What an async pool's `connect()` returns: await it for the lease, or enter it as a block."""
+
+    __slots__ = ("_lease", "_lending")
+
+    def __init__(self, lending: Coroutine[Any, Any, T]) -> None:
+        self._lending = lending
+        self._lease: Any = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._lending.__await__()
+
+    async def __aenter__(self) -> T:
+        lease = self._lease = await self._lending
+        return lease
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._lease.__aexit__(exc_type, exc, traceback)
+
+    # A coroutine in full, so that asyncio.create_task() takes it.
+
+    def send(self, value: Any, /) -> Any:
+        return self._lending.send(value)
+
+    def throw(self, *args: Any) -> Any:
+        return self._lending.throw(*args)
+
+    def close(self) -> None:
+        self._lending.close()
 
 
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
     cls: Any = type(conn)
     lent: Any = Lease.__new__(_lease_class(cls))
-    lent._begin(pool, conn, conn._slot, _closed_attributes())
+    lent._begin(pool, conn, conn._slot, _closed_attributes(Lease if _is_sync(cls) else AsyncLease))
     return lent
 
 
 @functools.cache
 def _lease_class(cls: Any) -> Any:
+    base = Lease if _is_sync(cls) else AsyncLease
     body = {"__slots__": (), "__del__": Lease._dropped}
-    return type(cls.__name__, (Lease, cls), body | _names_of(cls))
+    return type(cls.__name__, (base, cls), body | _names_of(cls))
+
+
+def _is_sync(cls: type) -> bool:
+    return not issubclass(cls, AsyncConnection)
+
+
+@functools.cache
+def _closed_attributes(base: type) -> dict[str, Any]:
+    """Return the attributes of a connection that is closed, made without a server."""
+    pgconn = PGconn.connect_start(b"host=/dev/null port=0")
+    pgconn.finish()
+    conn: Any = Connection(pgconn) if base is Lease else AsyncConnection(pgconn)
+    return conn.__dict__ | {"_closed": True}
+
+
+# --- close() that reaches the pool ------------------------------------------------------------
 
 
 def return_on_close(conn: Any) -> None:
     """Make close() of *conn* reach its pool in every case, where its class allows that."""
     cls: Any = type(conn)
     is_proxy = cls is not conn.__class__
-    if issubclass(cls, Connection) and not is_proxy:
+    if issubclass(cls, (Connection, AsyncConnection)) and not is_proxy:
         conn.__class__ = _returning_class(cls)
 
 
@@ -57,34 +143,40 @@ def return_on_close(conn: Any) -> None:
 def _returning_class(cls: Any) -> Any:
     def close(self: Any) -> None:
         """Give the connection back to the pool that lent it, or close it if there is none."""
-        _close(self, cls)
+        act = _closing(self, cls)
+        if act is not None:
+            act(self)
+
+    async def close_async(self: Any) -> None:
+        """Give the connection back to the pool that lent it, or close it if there is none."""
+        act = _closing(self, cls)
+        if act is not None:
+            await act(self)
 
     # One base, no slots: a layout to which __class__ may be assigned.
-    return type(cls.__name__, (cls,), {"__slots__": (), "close": close} | _names_of(cls))
+    body = {"__slots__": (), "close": close if _is_sync(cls) else close_async}
+    return type(cls.__name__, (cls,), body | _names_of(cls))
 
 
-def _close(conn: Any, cls: Any) -> None:
+def _closing(conn: Any, cls: Any) -> Callable[[Any], Any] | None:
+    """What close() of *conn* does: one of the driver's or the pool's methods, None for nothing."""
     pool = getattr(conn, "_pool", None)
-    # There are five cases: idle in its pool, where closing once more is harmless, or taken from it
-    # on purpose; of a pool that does not want it back; broken; of a class that closes in its own
-    # way; plain.
+    # There are six cases: idle in its pool, where closing once more is harmless, or taken from it
+    # on purpose; of a pool that keeps none; of one that does not want it back; broken; of a class
+    # that closes in its own way; plain.
     if pool is None:
-        if not conn._slot.is_at_home:
-            cls.close(conn)
-    elif not pool.close_returns:
-        cls.close(conn)
-    elif conn.closed:
-        pool._close_broken(conn)
-    elif DRIVER_RETURNS and cls.close is not Connection.close:
-        cls.close(conn)
-    else:
-        # Not by the driver's close(): it looks at `_pool` once more, and when another thread has
-        # given the connection back meanwhile, it closes what is idle, or lent again.
-        try:
-            pool.putconn(conn)
-        except ValueError:
-            if conn._pool is pool:
-                raise
+        return None if conn._slot.is_at_home else cls.close
+    if not pool._KEEPS_IDLE:
+        return pool._close_lent
+    if not pool.close_returns:
+        return cls.close
+    if conn.closed:
+        return pool._close_lent
+    if DRIVER_RETURNS and cls.close not in (Connection.close, AsyncConnection.close):
+        return cls.close
+    # Not the driver's close(): it looks at `_pool` once more, and when another thread has given
+    # the connection back meanwhile, it closes what is idle, or lent again.
+    return pool._take_back
 
 
 def _names_of(cls: type) -> dict[str, Any]:
@@ -93,12 +185,3 @@ def _names_of(cls: type) -> dict[str, Any]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-
-
-@functools.cache
-def _closed_attributes() -> dict[str, Any]:
-    """Return the attributes of a connection that is closed, made without a server."""
-    pgconn = PGconn.connect_start(b"host=/dev/null port=0")
-    pgconn.finish()
-    conn: Connection[Any] = Connection(pgconn)
-    return conn.__dict__ | {"_closed": True}

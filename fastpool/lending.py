@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from psycopg.errors import ProgrammingError
+from psycopg.errors import ConnectionTimeout, ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from ._core import (
@@ -18,8 +18,10 @@ from ._core import (
     COUNT_REQUEST,
     COUNT_REQUEST_ERROR,
     COUNT_RETURN_BAD,
+    LIMIT,
     RETURN_LATE,
     RETURN_TAKEN,
+    Debt,
     Waiter,
 )
 from ._fastpath import Lease
@@ -105,6 +107,10 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
 
     if timeout <= 0.0:
         raise _timeout_error(pool, timeout)
+    if not table.keeps_idle:
+        conn = await _connect_now(pool, timeout, deadline)
+        if conn is not None:
+            return conn
     waiter = pool._new_waiter()
     try:
         # From here on an interrupt at any point must find its way to leave_queue().
@@ -117,6 +123,21 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
     except BaseException:
         await leave_queue(pool, waiter)
         raise
+    conn._pool = pool
+    return conn
+
+
+async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:
+    """Open a connection for this caller. None when the pool is at its maximum."""
+    debt = pool._table.enter(pool._table.max_size or LIMIT)
+    if not isinstance(debt, Debt):
+        return None
+    try:
+        conn = await pool._connector.lend(debt, deadline - now())
+    except ConnectionTimeout as error:
+        pool._last_error = one_line(error)
+        raise _timeout_error(pool, timeout) from None
+    pool._require_open()
     conn._pool = pool
     return conn
 
@@ -138,8 +159,7 @@ async def leave_queue(pool: BasePool, waiter: Waiter) -> None:
     conn = table.abandon(waiter)
     if conn is not None:
         table.begin_return(conn)
-        if table.restore(conn):
-            await close_idle(pool)
+        await restore(pool, conn)
 
 
 def refuse_waiter(pool: BasePool, waiter: Waiter, timeout: float) -> NoReturn:
@@ -183,9 +203,9 @@ def _holder(slot: SlotInfo) -> str:
 async def give_back(pool: BasePool, conn: Any) -> None:
     """Take back a connection: the whole of `putconn()`."""
     if isinstance(conn, Lease):
-        if conn._pool_of() is not pool:
+        if conn._lent is None or conn._lent[0] is not pool:
             refuse(pool, conn)
-        conn.close()
+        await pool._call(conn.close)
     elif _begin_return(pool, conn):
         await accept(pool, conn)
 
@@ -193,7 +213,7 @@ async def give_back(pool: BasePool, conn: Any) -> None:
 async def accept(pool: BasePool, conn: Any) -> None:
     """Go on with a return that is this caller's: here, or in a worker if there is a reset."""
     logger.info("returning connection to %r", pool.name)
-    if pool._reset is not None and not pool._closed:
+    if pool._reset is not None and not pool._closed and pool._table.keeps_returned:
         pool._submit(partial(finish_return, pool, conn))
     else:
         await finish_return(pool, conn)
@@ -220,13 +240,25 @@ def refuse(pool: BasePool, conn: Any) -> NoReturn:
     raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {conn}")
 
 
-async def close_broken(pool: BasePool, conn: Any) -> None:
-    """The borrower closed a connection that is dead: free its slot, though it keeps the object."""
+async def close_lent(pool: BasePool, conn: Any) -> None:
+    """The borrower closed a connection that is dead, or not to be lent again: free its slot, though
+    it keeps the object."""
     if pool._table.begin_return(conn) == RETURN_TAKEN:
         logger.info("returning connection to %r", pool.name)
-        pool._table.count(COUNT_RETURN_BAD)
-        logger.warning("discarding closed connection: %s", str(conn))
+        if conn.closed:
+            pool._table.count(COUNT_RETURN_BAD)
+            logger.warning("discarding closed connection: %s", str(conn))
         await discard(pool, conn, late=True)
+
+
+async def take_back(pool: BasePool, conn: Any) -> None:
+    """The borrower closed a connection of a pool where that gives it back."""
+    try:
+        await pool._call(pool.putconn, conn)
+    except ValueError:
+        # Another thread gave it back at the same time: it is closed for its borrower anyway.
+        if conn._pool is pool:
+            raise
 
 
 async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
@@ -237,7 +269,7 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
     """
     table = pool._table
     try:
-        if pool._closed:
+        if pool._closed or not table.keeps_returned:
             await discard(pool, conn)
             return
         await _clean(pool, conn)
@@ -260,8 +292,7 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
             await discard(pool, conn)
         else:
             conn._pool = None
-            if table.restore(conn):
-                await close_idle(pool)
+            await restore(pool, conn)
     except BaseException:
         # Cancelled, or interrupted: whatever state the session is in, its slot must not be lost.
         if table.state_name(conn._slot.index) == "returning" and not table.is_retired(conn._slot):
@@ -336,8 +367,14 @@ async def close(pool: BasePool, conn: Any) -> None:
         logger.info("error closing connection: %s", str(error))
 
 
+async def restore(pool: BasePool, conn: Any, new_turn: bool = True) -> None:
+    """Make a connection that the caller owns available, and see to it that it may stand idle."""
+    if pool._table.restore(conn, new_turn) or not pool._table.keeps_returned:
+        await close_idle(pool)
+
+
 async def close_idle(pool: BasePool) -> None:
-    """Close every idle connection of a closed pool."""
+    """Close every idle connection, of a pool that is closed or keeps none."""
     table = pool._table
     for index in range(table.capacity()):
         conn = table.reserve(index)

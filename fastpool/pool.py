@@ -158,7 +158,7 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     def __enter__(self) -> Self:
         self._warns = None
         self.open()
-        self._lends = True
+        self._lends = self._KEEPS_IDLE
         return self
 
     def __exit__(
@@ -217,8 +217,11 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
     def _accept(self, conn: Any) -> None:
         run(lending.accept(self, conn))
 
-    def _close_broken(self, conn: Any) -> None:
-        run(lending.close_broken(self, conn))
+    def _close_lent(self, conn: Any) -> None:
+        run(lending.close_lent(self, conn))
+
+    def _take_back(self, conn: Any) -> None:
+        run(lending.take_back(self, conn))
 
     def _refuse(self, conn: Any) -> None:
         lending.refuse(self, conn)

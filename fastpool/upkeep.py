@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
-from .lending import close_idle, discard
+from .lending import close_idle, discard, restore
 
 if TYPE_CHECKING:
     from .base import BasePool
@@ -22,9 +22,9 @@ def start(pool: BasePool) -> None:
     if pool._begin_open():
         for debt in pool._table.owed():
             pool._connector.start(debt)
-        pool._plan_shrink()
-        if pool._warns is None:
-            pool._lends = True
+        if pool._table.keeps_idle:
+            pool._plan_shrink()
+            pool._lends = pool._warns is None
 
 
 async def shut(pool: BasePool, timeout: float) -> None:
@@ -78,8 +78,8 @@ async def check(pool: BasePool) -> None:
         if expired:
             logger.info("discarding expired connection %s", str(conn))
             await discard(pool, conn)
-        elif table.restore(conn, False):
-            await close_idle(pool)
+        else:
+            await restore(pool, conn, False)
     if not pool._closed:
         pool._connector.fill()
 
@@ -94,8 +94,8 @@ async def drain(pool: BasePool) -> None:
             continue
         if table.is_expired(conn._slot):
             await discard(pool, conn)
-        elif table.restore(conn, False):
-            await close_idle(pool)
+        else:
+            await restore(pool, conn, False)
 
 
 def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
@@ -117,7 +117,10 @@ def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
 
 
 async def wait(pool: BasePool, timeout: float) -> None:
-    """Wait until `min_size` connections stand available; close the pool if they don't in time."""
+    """Wait until `min_size` connections stand available; close the pool if they don't in time.
+
+    Where none stand idle one is opened, to show that it can be, and closed.
+    """
     pool._warn_once()
     pool._require_open()
     waiter = pool._new_waiter()
@@ -126,6 +129,8 @@ async def wait(pool: BasePool, timeout: float) -> None:
         full = table.watch(waiter)
         if not full:
             logger.info("waiting for pool %r initialization", pool.name)
+            if not table.keeps_idle:
+                pool._connector.fill(1)
             await pool._watch(waiter, timeout)
     finally:
         settled = table.unwatch(waiter)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from time import monotonic
 
 from ._core import Gauge
-from .base import Job, logger, run
+from .base import Job, log_failed_chore, logger, run
 
 # How long a thread stays for the next chore (seconds). A `reset` callback makes every return a
 # chore: without this each would start a thread.
@@ -127,4 +127,4 @@ def _do(job: Job) -> None:
     except ReferenceError:
         pass  # the pool is gone, and its chores with it
     except BaseException as error:  # there is nobody above to tell, and more to do
-        logger.warning("task run %s failed: %s: %s", job, type(error).__name__, error)
+        log_failed_chore(job, error)

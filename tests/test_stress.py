@@ -284,16 +284,21 @@ class Stress:
             actor.thread.start()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.ledger.faults:
-            time.sleep(0.2)
-            # An actor that is killed between making a cycle and collecting it leaves the pool's
-            # only connection to the collector, which runs when somebody allocates: and all wait.
-            gc.collect()
+            self.collect()
         with self.mortal:
             self.over = True
-        for actor in self.actors:
-            actor.thread.join(TIMEOUT + 10.0)
+        deadline = time.monotonic() + TIMEOUT + 10.0
+        while any(actor.thread.is_alive() for actor in self.actors) and time.monotonic() < deadline:
+            self.collect()
         self._doomed.put(None)
         self._executioner.join(TIMEOUT)
+
+    @staticmethod
+    def collect() -> None:
+        # An actor that is killed between making a cycle and collecting it leaves the pool's only
+        # connection to the collector, which runs when somebody allocates: and all wait.
+        time.sleep(0.2)
+        gc.collect()
 
     def close(self) -> None:
         self._admin.close()

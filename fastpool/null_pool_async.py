@@ -1,0 +1,24 @@
+"""The null pool for asyncio: limits and queues, but keeps no connection open.
+
+Owns: AsyncNullConnectionPool. Refuses: to differ from AsyncConnectionPool in anything but what
+null_base says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .abc import ACT
+from .null_base import BaseNullPool, with_defaults
+from .pool_async import AsyncConnectionPool
+
+
+class AsyncNullConnectionPool(BaseNullPool, AsyncConnectionPool[ACT]):
+    """A pool that opens a connection for each lending, and closes it when it comes back.
+
+    To AsyncConnectionPool what NullConnectionPool is to ConnectionPool. Connects go side by side,
+    each in its borrower's task.
+    """
+
+    if not TYPE_CHECKING:
+        __init__ = with_defaults(AsyncConnectionPool.__init__, min_size=0)

@@ -1,0 +1,424 @@
+"""The connection pool for asyncio.
+
+Owns: the public surface of AsyncConnectionPool, and how a task waits, awaits, and has chores done.
+Refuses: policies, which it shares with the other pools (lending, connector, upkeep).
+
+All of it happens in the thread of the event loop that the pool was opened in; only what a
+finalizer starts may come from another one, and goes through the loop. No task lives longer than a
+chore, so a loop that ends finds nothing of an idle pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast
+
+import psycopg
+from psycopg import AsyncConnection
+
+from . import leases, lending, upkeep
+from ._core import Gauge, Waiter
+from ._fastpath import AsyncConnectionBlock
+from .abc import (
+    ACT,
+    AsyncConnectFailedCB,
+    AsyncConnectionCB,
+    AsyncConninfoParam,
+    AsyncKwargsParam,
+)
+from .base import BasePool, Job, Timer
+from .connector import Connector, open_connection
+from .tasks import Tasks
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from typing_extensions import Self
+
+
+_OPEN_IN_CONSTRUCTOR = (
+    "opening the async pool {0} in the constructor is deprecated and will not be supported anymore"
+    " in a future release. Please use `await pool.open()`, or use the pool as context manager"
+    " using: `async with {0}(...) as pool: `..."
+)
+
+_running_loop = asyncio._get_running_loop  # None where there is none; documented for loops' authors
+
+# Longer than any program runs, and loops overflow with infinity (seconds).
+_FOREVER = 1e9
+
+
+class AsyncConnectionPool(Generic[ACT], BasePool):
+    """A pool of connections to one PostgreSQL, for the tasks of one asyncio event loop.
+
+    The parameters are ConnectionPool's, with these differences. *configure*, *check* and *reset*
+    are coroutine functions; *conninfo* and *kwargs*, where they are callables, and
+    *reconnect_failed* may be. *reset* is run by a task. *num_workers*: how many tasks connect and
+    reset at a time.
+
+    Open it with `async with AsyncConnectionPool(...)`, or `await pool.open()`. It belongs to the
+    loop that it is opened in: used in another one, its methods raise RuntimeError. A task that is
+    cancelled at any await loses nothing. Not thread-safe, as asyncio is not; only `get_stats()`,
+    `pop_stats()` and `snapshot()` may be called in any thread.
+    """
+
+    # Hand-off: waking a task costs no context switch, and no other runs meanwhile.
+    _TAU_NS = 0
+
+    def __init__(
+        self,
+        conninfo: AsyncConninfoParam = "",
+        *,
+        connection_class: type[ACT] = cast("type[ACT]", AsyncConnection),
+        kwargs: AsyncKwargsParam | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: AsyncConnectionCB[ACT] | None = None,
+        check: AsyncConnectionCB[ACT] | None = None,
+        reset: AsyncConnectionCB[ACT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: AsyncConnectFailedCB | None = None,
+        num_workers: int = 3,
+        order: str = "fifo",
+        max_connecting: int = 1,
+    ) -> None:
+        if close_returns and not leases.DRIVER_RETURNS and connection_class is not AsyncConnection:
+            raise TypeError(
+                "close_returns=True with a connection_class of your own needs psycopg 3.3 or newer:"
+                f" this is {psycopg.__version__}"
+            )
+        super().__init__(
+            conninfo,
+            connection_class=connection_class,
+            kwargs=kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+            close_returns=close_returns,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+            order=order,
+            max_connecting=max_connecting,
+        )
+        self._connector = Connector(self)
+        self._tasks: Tasks
+        if open or open is None:
+            self._warns = RuntimeWarning(_OPEN_IN_CONSTRUCTOR.format(type(self).__name__))
+            if open:
+                self._warn_once()
+            self._open()
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool: start connecting `min_size` connections, in the background.
+
+        *wait*: until they are there, *timeout* seconds at most (see `wait()`).
+
+        Raises PoolClosed when the pool has been closed: it can't be opened again. Harmless when
+        it is open.
+        """
+        self._open()
+        if wait:
+            await self.wait(timeout)
+
+    def _open(self) -> None:
+        if self._loop is None and not self._table.closed:
+            self._loop = _running_loop()
+            if self._loop is None:
+                raise RuntimeError(f"{type(self).__name__} open with no running loop")
+            self._tasks = Tasks(self.name, self._loop)
+        self._require_loop()
+        upkeep.start(self)
+
+    def _require_loop(self) -> None:
+        """Refuse to work in another loop than the pool's. One that is not open has none yet."""
+        if self._loop is not _running_loop() and self._loop is not None:
+            self._refuse_loop()
+
+    def _refuse_loop(self) -> NoReturn:
+        raise RuntimeError(
+            f"the pool {self.name!r} was opened in another event loop, and its connections belong"
+            " to that one: use it there, or open one pool for each loop"
+        )
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
+
+        Lent connections stay usable, and are closed when they are given back. Waits until the
+        chores under way have ended, *timeout* seconds at most, and cancels the others. Harmless
+        when closed already, or never opened; also in another loop if the pool's own has ended.
+        """
+        if self._loop is not None and not self._loop.is_closed():
+            self._require_loop()
+        await upkeep.shut(self, timeout)
+
+    async def __aenter__(self) -> Self:
+        self._warns = None
+        await self.open()
+        self._lends = self._KEEPS_IDLE
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait until `min_size` connections stand available.
+
+        Raises PoolTimeout, and closes the pool, when they don't within *timeout* seconds: the
+        message names the server's error. Raises PoolClosed when the pool is not open.
+        """
+        self._require_loop()
+        await upkeep.wait(self, timeout)
+
+    # --- lending ------------------------------------------------------------------------------
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """Lend a connection.
+
+        Return an available one without suspending. Else open one if the pool may grow, or wait
+        until one is given back, first come first served. Give it back with `putconn()`; better,
+        use `connection()` or `connect()`.
+
+        *timeout*: seconds to wait at most, None for the pool's `timeout`. With 0 or less it never
+        waits.
+
+        Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
+        TooManyRequests when `max_waiting` others wait already.
+        """
+        conn: ACT = self._lend() or await lending.checkout(self, timeout)
+        return conn
+
+    async def putconn(self, conn: ACT) -> None:
+        """Give back a connection that `getconn()` lent. Does not suspend if it is healthy.
+
+        An open transaction is rolled back, with a warning; a broken, busy or expired connection
+        is closed, and replaced. With a `reset` callback all of that is done by a task.
+
+        Raises ValueError when the connection is not lent by this pool. Cancelled while it rolls
+        back, it closes the connection.
+        """
+        if not self._keep(conn):
+            await lending.give_back(self, conn)
+
+    def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[ACT]:
+        """Lend a connection for an `async with` block: committed at its end, rolled back if it
+        raises.
+
+        *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
+        """
+        return cast("AbstractAsyncContextManager[ACT]", AsyncConnectionBlock(self, timeout))
+
+    def connect(self, timeout: float | None = None) -> leases.Checkout[ACT]:
+        """Lend a connection whose `close()` gives it back: `conn = await pool.connect()`.
+
+        Or for a block: `async with pool.connect() as conn`, committed or rolled back at its end.
+        The lease is an instance of the connection class. When it has been given back it is a
+        closed connection for its borrower, whatever becomes of the session; closing it again is
+        harmless.
+
+        *timeout* and what it raises: as `getconn()`.
+        """
+        return leases.Checkout(self._lease(timeout))
+
+    async def _lease(self, timeout: float | None) -> ACT:
+        return cast(ACT, leases.lease(self, await self.getconn(timeout)))
+
+    async def _accept(self, conn: Any) -> None:
+        await lending.accept(self, conn)
+
+    async def _close_lent(self, conn: Any) -> None:
+        await lending.close_lent(self, conn)
+
+    async def _take_back(self, conn: Any) -> None:
+        await lending.take_back(self, conn)
+
+    def _refuse(self, conn: Any) -> None:
+        lending.refuse(self, conn)
+
+    def _retire(self, conn: Any) -> None:
+        self._submit(partial(lending.retire, self, conn))
+
+    def _sweep(self) -> None:
+        self._submit(partial(lending.close_idle, self))
+
+    def _put_back_dropped(self, conn: Any) -> None:
+        # From a finalizer, in any thread.
+        self._call_soon(self._submit, partial(lending.give_back, self, conn))
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    async def _connect(self, timeout: float | None = None) -> ACT:
+        """Open one connection. To be overridden by subclasses that connect in their own way."""
+        return cast(ACT, await open_connection(self, timeout))
+
+    async def _resolve_conninfo(self) -> str:
+        return cast(str, await _resolve(self.conninfo)) or ""
+
+    async def _resolve_kwargs(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", await _resolve(self.kwargs)) or {}
+
+    async def reconnect_failed(self) -> None:
+        """Call the user's `reconnect_failed` callback."""
+        if self._reconnect_failed is not None:
+            result = self._reconnect_failed(self)
+            if inspect.isawaitable(result):
+                await result
+
+    # --- upkeep -------------------------------------------------------------------------------
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the sizes; opens what is missing to the new minimum, in the background.
+
+        Shrinking closes nothing at once: connections beyond *max_size* are closed when they come
+        back, those beyond *min_size* as they grow idle. Raises ValueError.
+        """
+        self._require_loop()
+        upkeep.resize(self, min_size, max_size)
+
+    async def drain(self) -> None:
+        """Replace every connection: those idle now, those lent when they come back."""
+        self._require_loop()
+        if not self._closed:
+            await upkeep.drain(self)
+
+    async def check(self) -> None:
+        """Check each idle connection where it stands, and replace those that are broken.
+
+        Takes a round trip each. The others are lent meanwhile.
+        """
+        self._require_loop()
+        if not self._closed:
+            await upkeep.check(self)
+
+    @staticmethod
+    async def check_connection(conn: ACT) -> None:
+        """Make a round trip to the server; raise if the connection is broken.
+
+        For `check=AsyncConnectionPool.check_connection`. Leaves the connection IDLE.
+        """
+        if conn.autocommit:
+            await conn.execute("")
+            return
+        await conn.set_autocommit(True)
+        try:
+            await conn.execute("")
+        finally:
+            await conn.set_autocommit(False)
+
+    def _shrink_job(self) -> Coroutine[Any, Any, None]:
+        return upkeep.shrink(self)
+
+    # --- primitives ---------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await function(*args)
+
+    def _new_waiter(self) -> Waiter:
+        assert self._loop is not None
+        gate: asyncio.Future[None] = self._loop.create_future()
+        return Waiter(gate, partial(_release, gate))
+
+    async def _wait(self, waiter: Waiter, timeout: float) -> Any:
+        await self._watch(waiter, timeout)
+        return self._table.abandon(waiter)
+
+    async def _watch(self, waiter: Waiter, timeout: float) -> None:
+        if waiter.is_settled:
+            return
+        assert self._loop is not None
+        timer = self._loop.call_later(min(max(0.0, timeout), _FOREVER), _release, waiter.gate)
+        try:
+            await waiter.gate
+        finally:
+            timer.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, _FOREVER))
+
+    def _submit(self, job: Job) -> None:
+        self._tasks.submit(job, self.num_workers)
+
+    async def _end_chores(self, timeout: float) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            await self._tasks.drain()
+            await self._tasks.join(timeout)
+
+    def _later(self, delay: float, method: Callable[[], object]) -> Timer:
+        timer = _LoopTimer(method)
+        self._call_soon(timer.arm, self._loop, delay)
+        return timer
+
+    def _call_soon(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have *function* called by the loop. In any thread, and in a finalizer."""
+        with suppress(RuntimeError):  # the loop has ended: nothing happens any more
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(partial(function, *args), context=Context())
+
+
+class _LoopTimer:
+    """One method of one object, called once, later; not at all when the object is gone."""
+
+    def __init__(self, method: Callable[[], object]) -> None:
+        self._method = weakref.WeakMethod(method)
+        self._taken = Gauge()
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        """Start the clock, in the loop's thread."""
+        if delay <= 0.0:
+            self._fire()
+        elif not self._taken.inside:
+            self._handle = loop.call_later(min(delay, _FOREVER), self._fire)
+
+    def cancel(self) -> bool:
+        """Keep it from happening. False when it is too late for that."""
+        won = self._taken.enter()
+        if won and self._handle is not None:
+            self._handle.cancel()
+        return won
+
+    def _fire(self) -> None:
+        method = self._method()
+        if method is not None and self._taken.enter():
+            method()
+
+
+def _release(gate: asyncio.Future[None]) -> None:
+    """Let the task go on that waits, unless it has been cancelled, or released before."""
+    if not gate.done():
+        gate.set_result(None)
+
+
+async def _resolve(param: Any) -> Any:
+    """Return a parameter's value: itself, or what the callable says, awaited if need be."""
+    value = param() if callable(param) else param
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,1 @@
+"""The folder that `python -m fastpool run` puts on PYTHONPATH. It holds sitecustomize, no more."""

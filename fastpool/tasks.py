@@ -1,0 +1,79 @@
+"""Tasks that do an async pool's chores: they start when there is work and end when there is none.
+
+Owns: the queue of chores and how many tasks work on it. Refuses: to know what a chore is. All of
+it happens in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import Context
+
+from .base import Job, log_failed_chore, logger
+
+# How long after a task was cancelled (seconds) another takes up its chores. The loop cancels what
+# is left when it ends, and starting one then would only leave it undone once more.
+CANCELLED_DELAY = 1.0
+
+
+class Tasks:
+    """A few tasks at a time, of the event loop that they were first given."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._name = name
+        self._loop = loop
+        self._limit = 1
+        self._jobs: deque[Job] = deque()
+        self._working = 0
+        # The loop has only weak references to its tasks.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, job: Job, limit: int) -> None:
+        """Have *job* done by one of at most *limit* tasks."""
+        self._limit = limit
+        self._jobs.append(job)
+        # Not created here: an eager task would begin the chore in the middle of the caller's work.
+        # And in a context of its own: a chore is no part of the request that gave rise to it.
+        self._loop.call_soon(self._start, context=Context())
+
+    def _start(self) -> None:
+        if self._jobs and self._working < self._limit:
+            self._working += 1
+            task = self._loop.create_task(self._work(), name=f"{self._name}-worker")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                await _do(self._jobs.popleft())
+        finally:
+            self._working -= 1
+            if self._jobs and not self._loop.is_closed():
+                self._loop.call_later(CANCELLED_DELAY, self._start, context=Context())
+
+    async def drain(self) -> None:
+        """Do the chores that are queued, in this task."""
+        while self._jobs:
+            await _do(self._jobs.popleft())
+
+    async def join(self, timeout: float) -> None:
+        """Wait until the tasks have ended; warn of those that did not in *timeout* seconds, and
+        cancel them."""
+        tasks = {task for task in self._tasks if task is not asyncio.current_task()}
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=timeout)
+        for task in pending:
+            logger.warning("couldn't stop task %r within %s seconds", task.get_name(), timeout)
+            task.cancel()
+
+
+async def _do(job: Job) -> None:
+    try:
+        await job()
+    except ReferenceError:
+        pass  # the pool is gone, and its chores with it
+    except Exception as error:  # there is nobody above to tell, and more to do
+        log_failed_chore(job, error)
