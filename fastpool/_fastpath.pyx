@@ -13,6 +13,7 @@ expired nor drained -> unset `conn._pool` -> set the bit -> nobody waits.
 from libc.stdint cimport int64_t, uint64_t
 
 cimport cython
+from cpython.object cimport PyObject, PyTypeObject
 
 from fastpool._core cimport (
     Entry, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
@@ -23,6 +24,7 @@ import asyncio
 import functools
 import logging
 import sys
+from types import FunctionType, MethodType
 
 logger = logging.getLogger("psycopg.pool")
 
@@ -44,10 +46,20 @@ cdef bint logs_info() except -1:
     return logger.isEnabledFor(INFO)
 
 
+# A type's version tag is how CPython knows that a class has not been changed since it looked
+# something up: PyType_Modified sets a new one. Unique, and 0 where it is not known.
+cdef extern from *:
+    """
+    #define fp_version(o) (Py_TYPE(o)->tp_version_tag)
+    """
+    unsigned int fp_version(object)
+
 # None where no loop runs; documented, for who writes loops.
 cdef object running_loop = asyncio._get_running_loop
 
 cdef object SLOT = "_slot"
+cdef object GETCONN = "getconn"
+cdef object PUTCONN = "putconn"
 cdef object POOL = "_pool"
 cdef object STATUS = "transaction_status"
 
@@ -65,9 +77,22 @@ cdef class FastPath:
     cdef public object _configure
     cdef public object _reset
     cdef public object _loop        # the event loop of an async pool that is open
+    cdef dict attributes            # the instance's own
+    cdef unsigned int direct        # the version of the pool's class, when it overrides nothing
 
     def _set_table(self, SlotTable table not None):
         self._table = table
+        self.attributes = getattr(self, "__dict__", {})
+
+    cdef bint is_direct(self) except -1:
+        """Whether getconn() and putconn() are the pool's own, so that a block may pass them by:
+        overridden in no subclass, patched on no class and not on this pool."""
+        cdef unsigned int version = fp_version(self)
+        if version == 0 or version != self.direct:
+            if not self._overrides_nothing():
+                return False
+            self.direct = fp_version(self)
+        return GETCONN not in self.attributes and PUTCONN not in self.attributes
 
     cdef int check_loop(self) except -1:
         """Leave it to the shell to refuse, when this is another event loop than the pool's."""
@@ -168,56 +193,105 @@ cdef object stand_in_line(FastPath pool, timeout):
     return conn
 
 
-cdef class ThreadFastPath(FastPath):
-    """getconn() and putconn() of the thread pools. No field and no C method: the pools inherit
-    this beside BasePool, and only the first base's are laid out."""
+cdef object lend_any(FastPath pool, timeout):
+    """getconn() of a thread pool."""
+    conn = pool._lend()
+    if conn is None:
+        conn = stand_in_line(pool, timeout)
+    if conn is None:
+        conn = pool._getconn(timeout)
+    return conn
 
-    def getconn(self, timeout: "float | None" = None):
-        """Lend a connection.
 
-        Return an available one at once. Else open one if the pool may grow, or wait until one
-        is given back, first come first served. Give it back with `putconn()`; better, use
-        `connection()` or `connect()`.
+def getconn(FastPath pool not None, timeout=None):
+    """The fast path of ConnectionPool.getconn()."""
+    return lend_any(pool, timeout)
 
-        *timeout*: seconds to wait at most, None for the pool's `timeout`. With 0 or less it never
-        waits. Blocks while waiting, and while a `check` callback runs.
 
-        Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
-        TooManyRequests when `max_waiting` others wait already. Thread-safe.
-        """
-        conn = self._lend()
-        if conn is None:
-            conn = stand_in_line(self, timeout)
-        if conn is None:
-            conn = self._getconn(timeout)
-        return conn
+def putconn(FastPath pool not None, conn):
+    """The fast path of ConnectionPool.putconn()."""
+    if not pool._keep(conn):
+        pool._putconn(conn)
 
-    def putconn(self, conn) -> None:
-        """Give back a connection that `getconn()` lent.
 
-        An open transaction is rolled back, with a warning; a broken, busy or expired connection
-        is closed, and replaced. Blocks only for the rollback; with a `reset` callback all of that
-        is done by a worker thread.
+# --- methods in C that look like methods in Python ------------------------------------------------
+#
+# A call of a Python function costs as much as a whole checkout. But a method in C is none to who
+# inspects it: unittest.mock's autospec checks no arguments and passes no self, help() has no
+# annotations. So this is the C function when called, and the Python function when looked at.
 
-        Raises ValueError when the connection is not lent by this pool. Thread-safe: of two calls
-        for one lending, one is refused.
-        """
-        if not self._keep(conn):
-            self._putconn(conn)
+cdef extern from "Python.h":
+    ctypedef void *vectorcallfunc
+
+cdef extern from *:
+    """
+    static Py_ssize_t fp_target_at;
+
+    static PyObject *fp_enter(PyObject *self, PyObject *const *args, size_t n, PyObject *names) {
+        return PyObject_Vectorcall(*(PyObject **)((char *)self + fp_target_at), args, n, names);
+    }
+
+    /* As functions are: `pool.getconn()` is then called without a bound method being made. */
+    static void fp_make_method_type(PyTypeObject *type, Py_ssize_t enter_at, Py_ssize_t target_at) {
+        fp_target_at = target_at;
+        type->tp_vectorcall_offset = enter_at;
+        type->tp_call = PyVectorcall_Call;
+        type->tp_flags |= Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_HAVE_VECTORCALL;
+    }
+    """
+    vectorcallfunc fp_enter
+    void fp_make_method_type(PyTypeObject *, Py_ssize_t, Py_ssize_t)
+
+
+@cython.final
+cdef class Method:
+    # No docstring: it would hide the function's.
+
+    cdef vectorcallfunc enter
+    cdef PyObject *target           # what is called: borrowed from `fast`
+    cdef object fast
+    cdef object function
+
+    def __cinit__(self, fast, function):
+        self.enter = fp_enter
+        self.target = <PyObject *>fast
+        self.fast = fast
+        self.function = function
+
+    def __get__(self, instance, owner):
+        return self if instance is None else MethodType(self, instance)
+
+    def __getattr__(self, name):
+        return getattr(self.function, name)
+
+    def __repr__(self):
+        return repr(self.function)
+
+    @property
+    def __doc__(self):
+        return self.function.__doc__
+
+    @property
+    def __class__(self):
+        return FunctionType
+
+
+cdef Method shape = Method(None, None)
+fp_make_method_type(<PyTypeObject *>Method, <char *>&shape.enter - <char *><void *>shape,
+                    <char *>&shape.target - <char *><void *>shape)
+
+
+def runs(fast):
+    """Decorate a method so that *fast*, a function in C of the same arguments, runs in its place.
+    """
+    return functools.partial(Method, fast)
 
 
 # --- the driver's own `with conn:` ------------------------------------------------------------
 #
 # On an idle connection without an open transaction block or pipeline the driver's __enter__ and
 # __exit__ do nothing, for ~700 ns. They are left out where that is certain: the class resolves to
-# the driver's own methods, and has not been changed since that was looked up. A type's version tag
-# is how CPython itself knows the latter (PyType_Modified sets a new one).
-
-cdef extern from *:
-    """
-    #define fp_version(o) (Py_TYPE(o)->tp_version_tag)
-    """
-    unsigned int fp_version(object)
+# the driver's own methods, and has not been changed since that was looked up.
 
 cdef fp_atomic plain_version        # of the last such class; tags are unique, and never 0 there
 cdef fp_atomic plain_async_version  # for async connections
@@ -268,6 +342,10 @@ cdef bint leaves_nothing(conn) except -1:
     )
 
 
+cdef enum:
+    STILL_LENT = -1     # not claimed: it goes through an overridden putconn(), which will
+
+
 cdef class Lease:
     """One lending by `connect()`. Closing it, or leaving its block, gives the connection back.
 
@@ -279,7 +357,7 @@ cdef class Lease:
     cdef FastPath pool
     cdef object conn
     cdef Entry entry
-    cdef int64_t generation
+    cdef uint64_t lending           # the slot's word
     cdef dict closed                # what a closed connection's attributes are
 
     def _begin(self, FastPath pool not None, conn, Entry entry not None, dict closed not None):
@@ -288,29 +366,36 @@ cdef class Lease:
         self.pool = pool
         self.conn = conn
         self.entry = entry
-        self.generation = fp_load(&pool._table.slot(entry.index).word) >> 8
-        entry.leased = True
+        self.lending = fp_load(&pool._table.slot(entry.index).word)
         self.__dict__ = conn.__dict__
+        entry.leased = True
 
     def _end(self):
-        """Become a closed connection. Return (pool, connection) to the one caller who has to have
-        the return accepted; None to all others, and when it is done."""
+        """Become a closed connection. Return (method, connection) to the one caller who has to
+        give that back by that method of the pool; None to all others, and when it is done."""
         cdef int outcome = NOT_LENT
-        found = None
+        cdef FastPath pool = None
+        cdef Entry entry = None
+        conn = None
         attributes = self.closed.copy()
         with cython.critical_section(self):
             if self.entry is not None:
-                found = self.pool, self.conn
-                outcome = self.pool._table.begin_return_c(self.entry, self.generation)
+                pool, conn, entry = self.pool, self.conn, self.entry
+                if pool.is_direct():
+                    outcome = pool._table.begin_return_c(entry, self.lending >> 8)
+                elif fp_load(&pool._table.slot(entry.index).word) == self.lending:
+                    outcome = STILL_LENT
+                    entry.leased = False
                 self.pool = self.conn = self.entry = None
-        if found is not None:
+        if pool is not None:
             self.__dict__ = attributes
+        if outcome == STILL_LENT:
+            return pool.putconn, conn
         if outcome != TAKEN:
             return None
-        pool, conn = found
-        if not is_fit(pool, conn._slot):
-            return found
-        put_back(pool, conn._slot, conn)
+        if not is_fit(pool, entry):
+            return pool._accept, conn
+        put_back(pool, entry, conn)
         return None
 
     @property
@@ -322,17 +407,24 @@ cdef class Lease:
         """Give the connection back to the pool. Harmless when that has been done already."""
         ended = self._end()
         if ended is not None:
-            pool, conn = ended
-            pool._accept(conn)
+            give_back, conn = ended
+            give_back(conn)
 
     def __exit__(self, exc_type, exc, traceback):
         conn = self.conn
         try:
             if conn is None or exc_type is None and is_plain(conn) and leaves_nothing(conn):
                 return None
-            return type(conn).__exit__(self, exc_type, exc, traceback)
+            return self._driver_exit(conn, "__exit__")(exc_type, exc, traceback)
         finally:
             self.close()
+
+    def _driver_exit(self, conn, str name):
+        """The connection's own exit: bound to the lease, or to the connection if that is a proxy.
+        """
+        if issubclass(type(self), type(conn)):
+            return getattr(type(conn), name).__get__(self)
+        return getattr(conn, name)
 
     def _leaves_nothing(self):
         """Whether leaving `async with` of the connection without an exception would do nothing."""
@@ -345,14 +437,14 @@ cdef class Lease:
 cdef class Block:
     """One `connection()` block. Nothing happens before it is entered."""
 
-    cdef object pool
+    cdef FastPath pool
     cdef object timeout
     cdef object conn
     cdef Entry entry
     cdef uint64_t lending           # the slot's word while it is lent to this block
     cdef int64_t began
 
-    def __cinit__(self, pool, timeout):
+    def __cinit__(self, FastPath pool not None, timeout):
         self.pool = pool
         self.timeout = timeout
 
@@ -389,11 +481,11 @@ cdef class Block:
 
     cdef int after_return(self) except -1:
         self.entry = None
-        fp_add(&(<FastPath?>self.pool)._table.events[USAGE_NS], fp_now() - self.began)
+        fp_add(&self.pool._table.events[USAGE_NS], fp_now() - self.began)
         return 0
 
     cdef uint64_t word(self) except? 0:
-        return fp_load(&(<FastPath?>self.pool)._table.slot(self.entry.index).word)
+        return fp_load(&self.pool._table.slot(self.entry.index).word)
 
     cdef bint is_over(self) except -1:
         """Whether the lending has ended before the block has, other than by the borrower's closing
@@ -409,9 +501,12 @@ cdef class ConnectionBlock(Block):
     """
 
     def __enter__(self):
+        cdef FastPath pool = self.pool
         self.check_new()
-        pool = self.pool
-        conn = pool.getconn(self.timeout)
+        if pool.is_direct():
+            conn = lend_any(pool, self.timeout)
+        else:
+            conn = pool.getconn(timeout=self.timeout)
         self.began = fp_now()
         if not is_plain(conn):
             try:
@@ -433,7 +528,10 @@ cdef class ConnectionBlock(Block):
         finally:
             try:
                 self.before_return(conn)
-                self.pool.putconn(conn)
+                if not self.pool.is_direct():
+                    self.pool.putconn(conn)
+                elif not self.pool._keep(conn):
+                    self.pool._putconn(conn)
             finally:
                 self.after_return()
 
@@ -456,9 +554,11 @@ cdef class AsyncConnectionBlock(Block):
     """The same for an async pool."""
 
     async def __aenter__(self):
+        cdef FastPath pool = self.pool
         self.check_new()
-        pool = self.pool
-        conn = await pool.getconn(self.timeout)
+        conn = pool._lend() if pool.is_direct() else None
+        if conn is None:
+            conn = await pool.getconn(timeout=self.timeout)
         self.began = fp_now()
         if not is_plain_async(conn):
             try:
@@ -480,7 +580,8 @@ cdef class AsyncConnectionBlock(Block):
         finally:
             try:
                 self.before_return(conn)
-                await self.pool.putconn(conn)
+                if not (self.pool.is_direct() and self.pool._keep(conn)):
+                    await self.pool.putconn(conn)
             finally:
                 self.after_return()
 

@@ -13,13 +13,19 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from ._core import Gauge
 
-# SimpleQueue.put is the one way in: it may be called by a finalizer, in the middle of anything.
-_inbox: queue.SimpleQueue[Timer | None] = queue.SimpleQueue()
+# The one way in, for a finalizer in the middle of anything too. Made when it is first needed, not
+# on import: gevent may patch queues in between.
+_inboxes: dict[str, queue.SimpleQueue[Timer | None]] = {}
+
+
+def _inbox() -> queue.SimpleQueue[Timer | None]:
+    return _inboxes.get("") or _inboxes.setdefault("", queue.SimpleQueue())
 
 
 class Timer:
@@ -28,13 +34,16 @@ class Timer:
     def __init__(self, due: float, method: Callable[[], object]) -> None:
         self.due = due
         self._taken = Gauge()
-        self._method = weakref.WeakMethod(method, self._owner_gone)
+        # A closure, for at the interpreter's end the module's names are gone.
+        self._nudge = partial(_inbox().put, None)
+        nudge = self._nudge
+        self._method = weakref.WeakMethod(method, lambda _: nudge())
 
     def cancel(self) -> bool:
         """Keep it from happening. False when it is too late for that."""
         won = bool(self._taken.enter())
         if won:
-            _inbox.put(None)
+            self._nudge()
         return won
 
     def fire(self) -> None:
@@ -48,11 +57,6 @@ class Timer:
         """Whether nothing will come of it any more."""
         return self._taken.inside > 0 or self._method() is None
 
-    @staticmethod
-    def _owner_gone(_: Any, nudge: Callable[[None], None] = _inbox.put) -> None:
-        # A default, for at the interpreter's end the module's names are gone.
-        nudge(None)
-
 
 _running = Gauge()
 _order = itertools.count()
@@ -64,7 +68,7 @@ def later(delay: float, method: Callable[[], object]) -> Timer:
     Never blocks. Thread-safe, also in a finalizer.
     """
     timer = Timer(monotonic() + max(0.0, delay), method)
-    _inbox.put(timer)
+    _inbox().put(timer)
     if _running.enter():
         thread = threading.Thread(target=_keep_house, name="fastpool-housekeeper", daemon=True)
         try:
@@ -76,28 +80,31 @@ def later(delay: float, method: Callable[[], object]) -> Timer:
 
 def _keep_house() -> None:
     due: list[tuple[float, int, Timer]] = []
+    inbox = _inbox()
     while True:
         due = [row for row in due if not row[2].is_idle]
         heapq.heapify(due)
-        if not due and _inbox.empty():
+        if not due and inbox.empty():
             _running.leave()
             # A timer put in since the look found the thread running, and counts on it.
-            if _inbox.empty() or not _running.enter():
+            if inbox.empty() or not _running.enter():
                 return
-        _receive(due)
+        _receive(inbox, due)
         while due and due[0][0] <= monotonic():
             heapq.heappop(due)[2].fire()
 
 
-def _receive(due: list[tuple[float, int, Timer]]) -> None:
+def _receive(
+    inbox: queue.SimpleQueue[Timer | None], due: list[tuple[float, int, Timer]]
+) -> None:
     """Take in what came, waiting for it until the next timer is due."""
     timeout = max(0.0, due[0][0] - monotonic()) if due else 0.0
     try:
         # threading.TIMEOUT_MAX: a longer wait overflows, and an earlier look does no harm.
-        timer = _inbox.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+        timer = inbox.get(timeout=min(timeout, threading.TIMEOUT_MAX))
         while True:
             if timer is not None:
                 heapq.heappush(due, (timer.due, next(_order), timer))
-            timer = _inbox.get_nowait()
+            timer = inbox.get_nowait()
     except queue.Empty:
         pass

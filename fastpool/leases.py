@@ -47,8 +47,8 @@ class AsyncLease(Lease):
         """Give the connection back to the pool. Harmless when that has been done already."""
         ended = self._end()
         if ended is not None:
-            pool, conn = ended
-            await pool._accept(conn)
+            give_back, conn = ended
+            await give_back(conn)
 
     async def __aexit__(
         self,
@@ -59,9 +59,51 @@ class AsyncLease(Lease):
         lent = self._lent
         try:
             if lent is not None and not (exc_type is None and self._leaves_nothing()):
-                await type(lent[1]).__aexit__(self, exc_type, exc, traceback)
+                await self._driver_exit(lent[1], "__aexit__")(exc_type, exc, traceback)
         finally:
             await self.close()
+
+
+class _ProxyLease:
+    """What makes a lease of a proxy: it goes through the proxy, so that what that records is
+    recorded. Not derived from the connection's class, but an instance of it to isinstance().
+    """
+
+    __slots__ = ()
+    _lent: Any
+
+    @property
+    def __class__(self) -> Any:
+        return self._target().__class__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__dict__":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._target(), name, value)
+
+    def __repr__(self) -> str:
+        return repr(self._target())
+
+    def _target(self) -> Any:
+        return _closed_connection(type(self)) if self._lent is None else self._lent[1]
+
+
+class SyncProxyLease(_ProxyLease, Lease):
+    """One lending of a proxy."""
+
+    def __enter__(self) -> Any:
+        return self
+
+
+class AsyncProxyLease(_ProxyLease, AsyncLease):
+    """One lending of a proxy of an async connection."""
+
+    async def __aenter__(self) -> Any:
+        return self
 
 
 class Checkout(Coroutine[Any, Any, T]):
@@ -102,30 +144,31 @@ class Checkout(Coroutine[Any, Any, T]):
 
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
-    cls: Any = type(conn)
-    lent: Any = Lease.__new__(_lease_class(cls))
-    lent._begin(pool, conn, conn._slot, _closed_attributes(Lease if _is_sync(cls) else AsyncLease))
+    cls: Any = _lease_class(type(conn), conn.__class__)
+    lent = cls.__new__(cls)
+    lent._begin(pool, conn, conn._slot, _closed_connection(cls).__dict__)
     return lent
 
 
 @functools.cache
-def _lease_class(cls: Any) -> Any:
-    base = Lease if _is_sync(cls) else AsyncLease
+def _lease_class(cls: Any, face: Any) -> Any:
+    """Return the class of leases of a *cls* that says it is a *face*: another one for a proxy."""
+    is_async = issubclass(face, AsyncConnection)
+    if cls is not face:
+        return AsyncProxyLease if is_async else SyncProxyLease
     body = {"__slots__": (), "__del__": Lease._dropped}
-    return type(cls.__name__, (base, cls), body | _names_of(cls))
-
-
-def _is_sync(cls: type) -> bool:
-    return not issubclass(cls, AsyncConnection)
+    return type(cls.__name__, (AsyncLease if is_async else Lease, cls), body | _names_of(cls))
 
 
 @functools.cache
-def _closed_attributes(base: type) -> dict[str, Any]:
-    """Return the attributes of a connection that is closed, made without a server."""
+def _closed_connection(lease_class: type) -> Any:
+    """Return a connection that is closed, made without a server."""
     pgconn = PGconn.connect_start(b"host=/dev/null port=0")
     pgconn.finish()
-    conn: Any = Connection(pgconn) if base is Lease else AsyncConnection(pgconn)
-    return conn.__dict__ | {"_closed": True}
+    is_async = issubclass(lease_class, AsyncLease)
+    conn: Any = AsyncConnection(pgconn) if is_async else Connection(pgconn)
+    conn._closed = True
+    return conn
 
 
 # --- close() that reaches the pool ------------------------------------------------------------
@@ -133,10 +176,12 @@ def _closed_attributes(base: type) -> dict[str, Any]:
 
 def return_on_close(conn: Any) -> None:
     """Make close() of *conn* reach its pool in every case, where its class allows that."""
-    cls: Any = type(conn)
-    is_proxy = cls is not conn.__class__
-    if issubclass(cls, (Connection, AsyncConnection)) and not is_proxy:
-        conn.__class__ = _returning_class(cls)
+    inner = conn
+    if type(conn) is not conn.__class__:  # a proxy: what it stands for
+        inner = getattr(conn.close, "__self__", conn)
+    cls: Any = type(inner)
+    if issubclass(cls, (Connection, AsyncConnection)) and cls is inner.__class__:
+        inner.__class__ = _returning_class(cls)
 
 
 @functools.cache
@@ -154,7 +199,8 @@ def _returning_class(cls: Any) -> Any:
             await act(self)
 
     # One base, no slots: a layout to which __class__ may be assigned.
-    body = {"__slots__": (), "close": close if _is_sync(cls) else close_async}
+    is_async = issubclass(cls, AsyncConnection)
+    body = {"__slots__": (), "close": close_async if is_async else close}
     return type(cls.__name__, (cls,), body | _names_of(cls))
 
 

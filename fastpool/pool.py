@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 import psycopg
 from psycopg import Connection
 
-from . import housekeeper, leases, lending, upkeep
+from . import _fastpath, housekeeper, leases, lending, upkeep
 from ._core import Waiter
-from ._fastpath import ConnectionBlock, ThreadFastPath
+from ._fastpath import ConnectionBlock
 from .abc import CT, ConnectFailedCB, ConnectionCB, ConninfoParam, KwargsParam
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
@@ -47,7 +47,7 @@ def _lock_timeout(deadline: float) -> float:
     return -1 if remaining > threading.TIMEOUT_MAX else max(0.0, remaining)
 
 
-class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
+class ConnectionPool(Generic[CT], BasePool):
     """A pool of connections to one PostgreSQL, for threads.
 
     *conninfo*, *kwargs*: what each connection is opened with; either may be a callable, which is
@@ -144,7 +144,7 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
         """
         upkeep.start(self)
         if wait:
-            self.wait(timeout)
+            self.wait(timeout=timeout)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
@@ -179,10 +179,38 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
 
     # --- lending ------------------------------------------------------------------------------
 
-    if TYPE_CHECKING:
-        # Inherited from the fast path, which can't be generic.
-        def getconn(self, timeout: float | None = None) -> CT: ...
-        def putconn(self, conn: CT) -> None: ...
+    @_fastpath.runs(_fastpath.getconn)
+    def getconn(self, timeout: float | None = None) -> CT:
+        """Lend a connection.
+
+        Return an available one at once. Else open one if the pool may grow, or wait until one
+        is given back, first come first served. Give it back with `putconn()`; better, use
+        `connection()` or `connect()`.
+
+        *timeout*: seconds to wait at most, None for the pool's `timeout`. With 0 or less it never
+        waits. Blocks while waiting, and while a `check` callback runs.
+
+        Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
+        TooManyRequests when `max_waiting` others wait already. Thread-safe.
+        """
+        return cast(CT, _fastpath.getconn(self, timeout))
+
+    @_fastpath.runs(_fastpath.putconn)
+    def putconn(self, conn: CT) -> None:
+        """Give back a connection that `getconn()` lent.
+
+        An open transaction is rolled back, with a warning; a broken, busy or expired connection
+        is closed, and replaced. Blocks only for the rollback; with a `reset` callback all of that
+        is done by a worker thread.
+
+        Raises ValueError when the connection is not lent by this pool. Thread-safe: of two calls
+        for one lending, one is refused.
+        """
+        _fastpath.putconn(self, conn)
+
+    def _overrides_nothing(self) -> bool:
+        cls = type(self)
+        return (cls.getconn, cls.putconn) == _OWN_METHODS
 
     def _getconn(self, timeout: float | None) -> Any:
         return run(lending.checkout(self, timeout))
@@ -212,7 +240,12 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
 
         *timeout* and what it raises: as `getconn()`. Thread-safe.
         """
-        return cast(CT, leases.lease(self, self.getconn(timeout)))
+        conn = self.getconn(timeout=timeout)
+        try:
+            return cast(CT, leases.lease(self, conn))
+        except Exception:  # of a class that can't be derived from
+            self.putconn(conn)
+            raise
 
     def _accept(self, conn: Any) -> None:
         run(lending.accept(self, conn))
@@ -338,3 +371,7 @@ class ConnectionPool(Generic[CT], BasePool, ThreadFastPath):
 
     def _later(self, delay: float, method: Callable[[], object]) -> Timer:
         return housekeeper.later(delay, method)
+
+
+# What they are while nobody has patched the class.
+_OWN_METHODS = (ConnectionPool.getconn, ConnectionPool.putconn)

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+# It begins as psycopg_pool's does: programs filter it by that.
 _OPEN_IN_CONSTRUCTOR = (
-    "opening the async pool {0} in the constructor is deprecated and will not be supported anymore"
-    " in a future release. Please use `await pool.open()`, or use the pool as context manager"
-    " using: `async with {0}(...) as pool: `..."
+    "opening the async pool {0} in the constructor is deprecated. Please say open=False and"
+    " `await pool.open()`, or use the pool as a context manager: `async with {0}(...)`"
 )
 
 _running_loop = asyncio._get_running_loop  # None where there is none; documented for loops' authors
@@ -142,7 +142,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         """
         self._open()
         if wait:
-            await self.wait(timeout)
+            await self.wait(timeout=timeout)
 
     def _open(self) -> None:
         if self._loop is None and not self._table.closed:
@@ -228,6 +228,10 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         if not self._keep(conn):
             await lending.give_back(self, conn)
 
+    def _overrides_nothing(self) -> bool:
+        cls = type(self)
+        return (cls.getconn, cls.putconn) == _OWN_METHODS
+
     def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[ACT]:
         """Lend a connection for an `async with` block: committed at its end, rolled back if it
         raises.
@@ -249,7 +253,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         return leases.Checkout(self._lease(timeout))
 
     async def _lease(self, timeout: float | None) -> ACT:
-        return cast(ACT, leases.lease(self, await self.getconn(timeout)))
+        conn = await self.getconn(timeout=timeout)
+        try:
+            return cast(ACT, leases.lease(self, conn))
+        except Exception:  # of a class that can't be derived from
+            await self.putconn(conn)
+            raise
 
     async def _accept(self, conn: Any) -> None:
         await lending.accept(self, conn)
@@ -382,6 +391,10 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         with suppress(RuntimeError):  # the loop has ended: nothing happens any more
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(partial(function, *args), context=Context())
+
+
+# What they are while nobody has patched the class.
+_OWN_METHODS = (AsyncConnectionPool.getconn, AsyncConnectionPool.putconn)
 
 
 class _LoopTimer:
