@@ -1,7 +1,7 @@
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from typing_extensions import Self
 
@@ -26,6 +26,12 @@ class FastPath:
 
 def getconn(pool: FastPath, timeout: float | None = None) -> Any: ...
 def putconn(pool: FastPath, conn: Any) -> None: ...
+@final
+class Method:
+    def __new__(cls, fast: Callable[..., Any], function: Callable[..., Any]) -> Self: ...
+    def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
+    def __getattr__(self, name: str) -> Any: ...
+
 def runs(fast: Callable[..., Any]) -> Callable[[_F], _F]: ...
 
 class Block:

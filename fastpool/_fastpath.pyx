@@ -100,6 +100,10 @@ cdef class FastPath:
             self._refuse_loop()
         return 0
 
+    def _overrides_nothing(self):
+        """Whether the pool's class has the getconn() and putconn() of its shell."""
+        return False
+
     cpdef object _lend(self):
         """Return a free connection, None when anything about that is not plain."""
         cdef SlotTable table = self._table

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
@@ -19,11 +19,13 @@ E = TypeVar("E", bound=psycopg.OperationalError)
 
 def _new(cls: type[E], *args: Any, **kwargs: Any) -> E:
     """Make an exception that can be caught under both names: `__new__` of the classes below."""
-    theirs = getattr(sys.modules.get("psycopg_pool"), cls.__name__, None)
-    if isinstance(theirs, type) and issubclass(theirs, psycopg.OperationalError):
-        if not issubclass(cls, theirs):  # while fastpool stands in, theirs is ours
-            cls = _both(cls, theirs)  # type: ignore[arg-type]  # mypy: a class has no hash
-    return psycopg.OperationalError.__new__(cls, *args, **kwargs)
+    made: Any = cls
+    theirs: Any = getattr(sys.modules.get("psycopg_pool"), cls.__name__, None)
+    is_error = isinstance(theirs, type) and issubclass(theirs, psycopg.OperationalError)
+    if is_error and not issubclass(cls, theirs):  # while fastpool stands in, theirs is ours
+        made = _both(made, theirs)
+    error: E = psycopg.OperationalError.__new__(made, *args, **kwargs)
+    return error
 
 
 @functools.cache
@@ -43,18 +45,21 @@ class PoolClosed(psycopg.OperationalError):
     """The pool is not open: not yet, or not any more."""
 
     __module__ = "fastpool"
-    __new__ = _new
+    if not TYPE_CHECKING:
+        __new__ = _new
 
 
 class PoolTimeout(psycopg.OperationalError):
     """The pool could not lend a connection in time, or was not full in time."""
 
     __module__ = "fastpool"
-    __new__ = _new
+    if not TYPE_CHECKING:
+        __new__ = _new
 
 
 class TooManyRequests(psycopg.OperationalError):
     """As many requests as `max_waiting` allows are waiting already."""
 
     __module__ = "fastpool"
-    __new__ = _new
+    if not TYPE_CHECKING:
+        __new__ = _new

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Any
 
 from ._core import Gauge
 
@@ -94,9 +93,7 @@ def _keep_house() -> None:
             heapq.heappop(due)[2].fire()
 
 
-def _receive(
-    inbox: queue.SimpleQueue[Timer | None], due: list[tuple[float, int, Timer]]
-) -> None:
+def _receive(inbox: queue.SimpleQueue[Timer | None], due: list[tuple[float, int, Timer]]) -> None:
     """Take in what came, waiting for it until the next timer is due."""
     timeout = max(0.0, due[0][0] - monotonic()) if due else 0.0
     try:

@@ -72,9 +72,11 @@ class _ProxyLease:
     __slots__ = ()
     _lent: Any
 
-    @property
-    def __class__(self) -> Any:
-        return self._target().__class__
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> Any:
+            return self._target().__class__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target(), name)
@@ -89,7 +91,8 @@ class _ProxyLease:
         return repr(self._target())
 
     def _target(self) -> Any:
-        return _closed_connection(type(self)) if self._lent is None else self._lent[1]
+        own_class: Any = type(self)
+        return _closed_connection(own_class) if self._lent is None else self._lent[1]
 
 
 class SyncProxyLease(_ProxyLease, Lease):
@@ -144,7 +147,8 @@ class Checkout(Coroutine[Any, Any, T]):
 
 def lease(pool: BasePool, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
-    cls: Any = _lease_class(type(conn), conn.__class__)
+    conn_class: Any = type(conn)
+    cls = _lease_class(conn_class, conn.__class__)
     lent = cls.__new__(cls)
     lent._begin(pool, conn, conn._slot, _closed_connection(cls).__dict__)
     return lent
@@ -206,23 +210,26 @@ def _returning_class(cls: Any) -> Any:
 
 def _closing(conn: Any, cls: Any) -> Callable[[Any], Any] | None:
     """What close() of *conn* does: one of the driver's or the pool's methods, None for nothing."""
-    pool = getattr(conn, "_pool", None)
+    pool: Any = getattr(conn, "_pool", None)
+    act: Callable[[Any], Any] | None
     # There are six cases: idle in its pool, where closing once more is harmless, or taken from it
     # on purpose; of a pool that keeps none; of one that does not want it back; broken; of a class
     # that closes in its own way; plain.
     if pool is None:
-        return None if conn._slot.is_at_home else cls.close
-    if not pool._KEEPS_IDLE:
-        return pool._close_lent
-    if not pool.close_returns:
-        return cls.close
-    if conn.closed:
-        return pool._close_lent
-    if DRIVER_RETURNS and cls.close not in (Connection.close, AsyncConnection.close):
-        return cls.close
-    # Not the driver's close(): it looks at `_pool` once more, and when another thread has given
-    # the connection back meanwhile, it closes what is idle, or lent again.
-    return pool._take_back
+        act = None if conn._slot.is_at_home else cls.close
+    elif not pool._KEEPS_IDLE:
+        act = pool._close_lent
+    elif not pool.close_returns:
+        act = cls.close
+    elif conn.closed:
+        act = pool._close_lent
+    elif DRIVER_RETURNS and cls.close not in (Connection.close, AsyncConnection.close):
+        act = cls.close
+    else:
+        # Not the driver's close(): it looks at `_pool` once more, and when another thread has
+        # given the connection back meanwhile, it closes what is idle, or lent again.
+        act = pool._take_back
+    return act
 
 
 def _names_of(cls: type) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def with_defaults(function: Callable[..., Any], **defaults: Any) -> Any:
         function.__defaults__,
         function.__closure__,
     )
-    copy.__kwdefaults__ = {**function.__kwdefaults__, **defaults}
+    copy.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **defaults}
     copy.__annotations__ = function.__annotations__
     copy.__qualname__ = function.__qualname__
     copy.__doc__ = function.__doc__

@@ -1,6 +1,7 @@
 """The null pool for threads: limits and queues, but keeps no connection open.
 
-Owns: NullConnectionPool. Refuses: to differ from ConnectionPool in anything but what null_base says.
+Owns: NullConnectionPool. Refuses: to differ from ConnectionPool in anything but what null_base
+says.
 """
 
 from __future__ import annotations
