@@ -34,7 +34,11 @@ demo: $(VENV)/.has-demo ## lend 4 connections of a real PostgreSQL to 64 threads
 
 .PHONY: test
 test: $(VENV)/.has-test ## run the tests on the installed package
-	@$(BIN)/pytest -m "not stress" $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stress and not clients" $(PYTEST_ARGS)
+
+.PHONY: test-clients
+test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy and others on psycopg_pool and on fastpool
+	@$(BIN)/pytest tests/clients $(PYTEST_ARGS)
 
 .PHONY: stress
 stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS

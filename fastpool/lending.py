@@ -52,6 +52,7 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
         timeout = pool.timeout
     deadline = now() + timeout
     failed: set[Any] = set()
+    others = 0
     backoff: AttemptWithBackoff | None = None
 
     while True:
@@ -61,9 +62,10 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
         error = await _failed_check(pool, conn)
         if error is None:
             break
-        # There are two cases. Another connection may pass: try it at once. This one failed before
-        # and came round again, so all that are idle have failed: wait for things to change.
-        if conn._slot not in failed:
+        # There are two cases. Another of those that there were may pass: try it at once. Or all of
+        # them have failed, this one came round again, or is new: wait for things to change.
+        others = others or (pool._nconns if pool._table.keeps_idle else 1)
+        if conn._slot not in failed and len(failed) < others and now() < deadline:
             failed.add(conn._slot)
             continue
         backoff = backoff or AttemptWithBackoff(timeout=max(0.0, deadline - now()))
