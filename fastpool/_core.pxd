@@ -70,7 +70,7 @@ cdef struct Slot:
     fp_atomic since         # ns, when it entered this state
     fp_atomic uses          # lendings of this connection
     fp_atomic requests      # lendings by the fast path, of all connections of this slot
-    fp_atomic owner         # thread ident of the borrower
+    fp_atomic owner         # ident of the borrower: its thread's, or its task's
 
 # Changed under the mutex only.
 cdef struct Detail:
@@ -189,11 +189,11 @@ cdef class SlotTable:
     cdef int n_free(self) noexcept nogil
     # lending and returning
     cdef bint overdue(self) noexcept nogil
-    cdef void stamp(self, int index, uint64_t owner) noexcept nogil
+    cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil
     cdef object take(self, int index)
-    cdef object lend(self, int index, bint fast)
+    cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now)
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
-    cdef int make_available(self, Slot *slot, Entry entry, object conn) except -1
+    cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1
     # taking out and bringing in
     cdef int check_owned(self, Entry entry) except -1
     cdef int check_state(self, int index, int wanted) except -1

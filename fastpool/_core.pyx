@@ -223,11 +223,11 @@ cdef class Waiter:
     owner parks on, and `wake` is called, once a parking at most, to end that.
     """
 
-    def __cinit__(self, gate=None, wake=None):
+    def __cinit__(self, gate=None, wake=None, uint64_t owner=0):
         self.gate = gate
         self.wake_call = wake
         self.index = -1
-        self.owner = PyThread_get_thread_ident()
+        self.owner = owner or PyThread_get_thread_ident()
         if wake is None:
             self.lock = PyThread_allocate_lock()
             if self.lock == NULL:
@@ -444,10 +444,10 @@ cdef class SlotTable:
         cdef int64_t since = <int64_t>fp_load(&self.head_since)
         return since != 0 and fp_now() - since >= self.tau
 
-    cdef void stamp(self, int index, uint64_t owner) noexcept nogil:
-        """AVAILABLE -> IN_USE, of a slot that was claimed."""
+    cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil:
+        """AVAILABLE -> IN_USE, of a slot that was claimed. `now`: the coarse clock."""
         cdef Slot *slot = self.slot(index)
-        fp_poke(&slot.since, fp_now_coarse())
+        fp_poke(&slot.since, now)
         fp_poke(&slot.owner, owner)
         fp_poke(&slot.uses, fp_peek(&slot.uses) + 1)
         fp_store(&slot.word, (((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE)
@@ -459,22 +459,25 @@ cdef class SlotTable:
         slot.conn = NULL
         return fp_steal(conn)
 
-    cdef object lend(self, int index, bint fast):
+    cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now):
         cdef Slot *slot = self.slot(index)
-        self.stamp(index, PyThread_get_thread_ident())
+        self.stamp(index, owner or PyThread_get_thread_ident(), now)
         if fast:
             fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
         return self.take(index)
 
-    def checkout(self):
-        """Lend a free connection, None when there is none or when others wait for too long."""
+    def checkout(self, uint64_t owner=0):
+        """Lend a free connection, None when there is none or when others wait for too long.
+
+        `owner`: the borrower's ident, 0 for the thread's.
+        """
         cdef int index
         if fp_load(&self.is_closed) or (fp_load(&self.attention) and self.overdue()):
             return None
         index = self.claim()
         if index < 0:
             return None
-        return self.lend(index, False)
+        return self.lend(index, False, owner, fp_now_coarse())
 
     def generation(self, Entry entry not None):
         """The generation with which the connection is lent."""
@@ -538,13 +541,13 @@ cdef class SlotTable:
         """Whether a resize left more connections than max_size."""
         return fp_load(&self.is_surplus) != 0
 
-    cdef int make_available(self, Slot *slot, Entry entry, object conn) except -1:
+    cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1:
         """RETURNING, RESERVED or CONNECTING -> AVAILABLE: keep a reference, let go of the slot."""
         cdef object kept = conn if entry.face is None else entry.face
         Py_INCREF(kept)
         slot.conn = <PyObject *>kept
         entry.leased = False
-        fp_poke(&slot.since, fp_now_coarse())
+        fp_poke(&slot.since, now)
         fp_store(&slot.word, (fp_peek(&slot.word) & ~<uint64_t>0xFF) | AVAILABLE)
         return 0
 
@@ -556,7 +559,7 @@ cdef class SlotTable:
         """
         cdef Entry entry = conn._slot
         self.check_owned(entry)
-        self.make_available(self.slot(entry.index), entry, conn)
+        self.make_available(self.slot(entry.index), entry, conn, fp_now_coarse())
         self.publish(entry.index, new_turn)
         if fp_load_seq(&self.attention):
             self.serve()
@@ -748,10 +751,10 @@ cdef class SlotTable:
                 if self.state(index) == CONNECTING]
 
     def install(
-        self, int index, conn, pgconn, long backend_pid, int64_t expires_ns, bint lend=False
+        self, int index, conn, pgconn, long backend_pid, int64_t expires_ns, uint64_t owner=0
     ):
-        """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With `lend`:
-        CONNECTING -> IN_USE, lent to the caller.
+        """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With the ident of an
+        `owner`: CONNECTING -> IN_USE, lent to that one.
 
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
@@ -788,10 +791,10 @@ cdef class SlotTable:
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1
-                if lend:
-                    self.stamp(index, PyThread_get_thread_ident())
+                if owner:
+                    self.stamp(index, owner, fp_now_coarse())
                 else:
-                    self.make_available(slot, entry, conn)
+                    self.make_available(slot, entry, conn, fp_now_coarse())
                     self.publish(index, True)
         if fp_load_seq(&self.attention):
             self.serve()
@@ -905,7 +908,7 @@ cdef class SlotTable:
                 if self.first == <PyObject *>waiter:
                     index = self.claim()
                     if index >= 0:
-                        self.stamp(index, waiter.owner)
+                        self.stamp(index, waiter.owner, fp_now_coarse())
                         self.settle(waiter, GRANTED, index, waiter.since)
         if full:
             raise OverflowError(max_waiting)
@@ -991,7 +994,7 @@ cdef class SlotTable:
             if fp_load(&waiter.outcome) == WAITING and self.first == <PyObject *>waiter:
                 index = self.claim()
                 if index >= 0:
-                    self.stamp(index, waiter.owner)
+                    self.stamp(index, waiter.owner, fp_now_coarse())
                     self.settle(waiter, GRANTED, index, now)
                     found = True
         if found:
@@ -1031,7 +1034,7 @@ cdef class SlotTable:
         if index < 0:
             return head
         again[0] = True
-        self.stamp(index, head.owner)
+        self.stamp(index, head.owner, fp_now_coarse())
         self.settle(head, GRANTED, index, now)
         asleep[0] = not head.token      # else it is awake already, on its way to resume()
         head.token = True

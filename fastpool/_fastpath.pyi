@@ -1,4 +1,5 @@
 import logging
+from asyncio import AbstractEventLoop, Task
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar, final
@@ -10,6 +11,8 @@ from ._core import Entry, SlotTable
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 logger: logging.Logger
+
+def current_task(loop: AbstractEventLoop | None, /) -> Task[Any] | None: ...
 
 class FastPath:
     _lends: bool

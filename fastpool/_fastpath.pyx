@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
 
 from fastpool._core cimport (
     Entry, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
@@ -39,11 +40,29 @@ if not isinstance(levels, dict):
     levels = NO_CACHE
 
 
-cdef bint logs_info() except -1:
-    known = (<dict>levels).get(INFO)
-    if known is False:
+# Up to Python 3.11 a dictionary has a version, which any change of it changes: not even a look
+# into the dictionary is needed while that is the same.
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030C0000
+    #define fp_dict_version(d) (((PyDictObject *)(d))->ma_version_tag)
+    #else
+    #define fp_dict_version(d) 0
+    #endif
+    """
+    uint64_t fp_dict_version(object)
+
+cdef uint64_t quiet_version = 0     # of `levels`, when INFO was last found to be off
+
+
+cdef inline bint logs_info() except -1:
+    global quiet_version
+    if quiet_version != 0 and quiet_version == fp_dict_version(levels):
         return False
-    return logger.isEnabledFor(INFO)
+    if (<dict>levels).get(INFO) is not False:
+        return logger.isEnabledFor(INFO)
+    quiet_version = fp_dict_version(levels)
+    return False
 
 
 # A type's version tag is how CPython knows that a class has not been changed since it looked
@@ -57,11 +76,111 @@ cdef extern from *:
 # None where no loop runs; documented, for who writes loops.
 cdef object running_loop = asyncio._get_running_loop
 
+# Its function is written in Python before 3.12; what it reads is this dictionary.
+current_task = (
+    asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get
+)
+
 cdef object SLOT = "_slot"
 cdef object GETCONN = "getconn"
 cdef object PUTCONN = "putconn"
 cdef object POOL = "_pool"
-cdef object STATUS = "transaction_status"
+
+
+# --- attributes without a lookup -------------------------------------------------------------------
+#
+# An attribute's lookup costs a third of a checkout: where does it come from, the class or the
+# instance? For a class that has been looked at once, until it is changed, that is known.
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define fp_attributes(o) NULL       /* borrowing from a dictionary is not for many threads */
+    #else
+    static inline PyObject *fp_attributes(PyObject *o) {
+        PyObject *d = PyObject_GenericGetDict(o, NULL);
+        if (d == NULL) PyErr_Clear();
+        else Py_DECREF(d);              /* the instance holds it */
+        return d;
+    }
+    #endif
+
+    /* conn.pgconn.transaction_status. Of a compiled psycopg it is a getter in C. */
+    static fp_atomic fp_pg_version;     /* of the pgconn's class whose getter this is */
+    static getter fp_pg_get;
+    static void *fp_pg_closure;
+
+    static void fp_learn_status(PyTypeObject *type) {
+        PyObject *found = PyObject_GetAttrString((PyObject *)type, "transaction_status");
+        if (found == NULL) PyErr_Clear();
+        else if (Py_IS_TYPE(found, &PyGetSetDescr_Type)) {
+            fp_pg_get = ((PyGetSetDescrObject *)found)->d_getset->get;
+            fp_pg_closure = ((PyGetSetDescrObject *)found)->d_getset->closure;
+            fp_store(&fp_pg_version, type->tp_version_tag);
+        }
+        Py_XDECREF(found);
+    }
+
+    static long fp_status(PyObject *pgconn) {       /* -1: an exception */
+        uint64_t version = Py_TYPE(pgconn)->tp_version_tag;
+        PyObject *status;
+        long value;
+        if (version != 0 && version == fp_load(&fp_pg_version)) {
+            status = fp_pg_get(pgconn, fp_pg_closure);
+        } else {
+            fp_learn_status(Py_TYPE(pgconn));
+            status = PyObject_GetAttrString(pgconn, "transaction_status");
+        }
+        if (status == NULL) return -1;
+        value = PyLong_AsLong(status);
+        Py_DECREF(status);
+        return value;
+    }
+    """
+    PyObject *fp_attributes(object)
+    long fp_status(object) except? -1
+
+cdef extern from "Python.h":
+    PyObject *PyDict_GetItemWithError(PyObject *, object)
+    int PyDict_SetItem(PyObject *, object, object) except -1
+
+
+cdef bint learn_class(FastPath pool, conn) except -1:
+    """Look whether the class of *conn* leaves attributes to its instances."""
+    cls = type(conn)
+    if (fp_version(conn) and conn.__class__ is cls
+            and cls.__getattribute__ is object.__getattribute__
+            and cls.__setattr__ is object.__setattr__
+            and not hasattr(cls, SLOT) and not hasattr(cls, POOL)):
+        pool.simple = fp_version(conn)
+    return pool.simple == fp_version(conn) != 0
+
+
+cdef inline PyObject *attributes_of(FastPath pool, conn) except? NULL:
+    """The dictionary of a connection's attributes, borrowed; NULL where that is not all there is.
+    """
+    if fp_version(conn) != pool.simple and not learn_class(pool, conn):
+        return NULL
+    return fp_attributes(conn)
+
+
+cdef inline object slot_of(FastPath pool, conn):
+    """conn._slot, None when it has none."""
+    cdef PyObject *attributes = attributes_of(pool, conn)
+    cdef PyObject *found
+    if attributes == NULL:
+        return getattr(conn, SLOT, None)
+    found = PyDict_GetItemWithError(attributes, SLOT)
+    return None if found == NULL else <object>found
+
+
+cdef inline int set_pool(FastPath pool, conn, value) except -1:
+    """conn._pool = value"""
+    cdef PyObject *attributes = attributes_of(pool, conn)
+    if attributes == NULL:
+        conn._pool = value
+        return 0
+    return PyDict_SetItem(attributes, POOL, value)
 
 
 cdef class FastPath:
@@ -79,6 +198,7 @@ cdef class FastPath:
     cdef public object _loop        # the event loop of an async pool that is open
     cdef dict attributes            # the instance's own
     cdef unsigned int direct        # the version of the pool's class, when it overrides nothing
+    cdef unsigned int simple        # the version of a connection class; see learn_class()
 
     def _set_table(self, SlotTable table not None):
         self._table = table
@@ -109,6 +229,7 @@ cdef class FastPath:
         cdef SlotTable table = self._table
         cdef Slot *slot
         cdef int index
+        cdef int64_t now
         self.check_loop()
         if not self._lends or self._check is not None or logs_info():
             return None
@@ -119,47 +240,57 @@ cdef class FastPath:
             if index < 0:
                 return None
             slot = table.slot(index)
-            if slot.expires > fp_now_coarse() and slot.epoch == fp_peek(&table.epoch):
-                conn = table.lend(index, True)
-                conn._pool = self
+            now = fp_now_coarse()
+            if slot.expires > now and slot.epoch == fp_peek(&table.epoch):
+                conn = table.lend(index, True, owner_of(self), now)
+                set_pool(self, conn, self)
                 return conn
-            self._retire(table.lend(index, False))
+            self._retire(table.lend(index, False, 0, now))
 
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""
         cdef Entry entry
         cdef object found
+        cdef int64_t now = fp_now_coarse()
         self.check_loop()
-        found = getattr(conn, SLOT, None)
+        found = slot_of(self, conn)
         if type(found) is not Entry:
             return False
         entry = <Entry>found
-        if entry.leased or not is_fit(self, entry):
+        if entry.leased or not is_fit(self, entry, now):
             return False
         if self._table.begin_return_c(entry, -1) != TAKEN:
             return False
-        put_back(self, entry, conn)
+        put_back(self, entry, conn, now)
         return True
 
 
-cdef bint is_fit(FastPath pool, Entry entry) except -1:
+cdef uint64_t owner_of(FastPath pool) except? 0:
+    """The ident of who borrows; 0: the thread's."""
+    if pool._loop is None:
+        return 0
+    task = current_task(pool._loop)
+    return <size_t><PyObject *>task
+
+
+cdef bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
     """Whether a connection can be taken back as it is."""
     cdef SlotTable table = pool._table
     cdef Slot *slot
     if pool._reset is not None or not pool._lends or logs_info() or entry.table_id != <void *>table:
         return False
-    if entry.pgconn.transaction_status != 0:            # not IDLE
+    if fp_status(entry.pgconn) != 0:            # not IDLE
         return False
     slot = table.slot(entry.index)
-    return (slot.expires > fp_now_coarse() and slot.epoch == fp_peek(&table.epoch)
+    return (slot.expires > now and slot.epoch == fp_peek(&table.epoch)
             and not fp_load(&table.is_surplus))
 
 
-cdef int put_back(FastPath pool, Entry entry, conn) except -1:
+cdef int put_back(FastPath pool, Entry entry, conn, int64_t now) except -1:
     """RETURNING -> AVAILABLE, of a connection that is fit."""
     cdef SlotTable table = pool._table
-    conn._pool = None
-    table.make_available(table.slot(entry.index), entry, conn)
+    set_pool(pool, conn, None)
+    table.make_available(table.slot(entry.index), entry, conn, now)
     table.publish(entry.index, True)
     if fp_load_seq(&table.attention):
         table.serve()
@@ -226,25 +357,41 @@ def putconn(FastPath pool not None, conn):
 
 cdef extern from "Python.h":
     ctypedef void *vectorcallfunc
+    Py_ssize_t PyVectorcall_NARGS(size_t)
+    PyObject *PyObject_Vectorcall(object, PyObject **, size_t, PyObject *) except NULL
 
 cdef extern from *:
     """
-    static Py_ssize_t fp_target_at;
-
-    static PyObject *fp_enter(PyObject *self, PyObject *const *args, size_t n, PyObject *names) {
-        return PyObject_Vectorcall(*(PyObject **)((char *)self + fp_target_at), args, n, names);
-    }
-
     /* As functions are: `pool.getconn()` is then called without a bound method being made. */
-    static void fp_make_method_type(PyTypeObject *type, Py_ssize_t enter_at, Py_ssize_t target_at) {
-        fp_target_at = target_at;
+    static void fp_make_method_type(PyTypeObject *type, Py_ssize_t enter_at) {
         type->tp_vectorcall_offset = enter_at;
         type->tp_call = PyVectorcall_Call;
         type->tp_flags |= Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_HAVE_VECTORCALL;
     }
     """
-    vectorcallfunc fp_enter
-    void fp_make_method_type(PyTypeObject *, Py_ssize_t, Py_ssize_t)
+    void fp_make_method_type(PyTypeObject *, Py_ssize_t)
+
+ctypedef object (*Quick)(FastPath, object)
+
+
+cdef object quick_getconn(FastPath pool, timeout):
+    return lend_any(pool, None)
+
+
+cdef object quick_putconn(FastPath pool, conn):
+    if not pool._keep(conn):
+        pool._putconn(conn)
+
+
+cdef PyObject *enter(PyObject *me, PyObject **args, size_t n, PyObject *names) except NULL:
+    """What a call of a Method does."""
+    cdef Py_ssize_t given = PyVectorcall_NARGS(n)
+    if (names == NULL and given == (<Method>me).quick_args
+            and isinstance(<object>args[0], FastPath)):
+        result = (<Method>me).quick(<FastPath>args[0], <object>args[given - 1])
+        Py_INCREF(result)
+        return <PyObject *>result
+    return PyObject_Vectorcall((<Method>me).fast, args, n, names)
 
 
 @cython.final
@@ -252,13 +399,17 @@ cdef class Method:
     # No docstring: it would hide the function's.
 
     cdef vectorcallfunc enter
-    cdef PyObject *target           # what is called: borrowed from `fast`
-    cdef object fast
+    cdef Quick quick                # for calls as programs write them
+    cdef int quick_args
+    cdef object fast                # for all others
     cdef object function
 
     def __cinit__(self, fast, function):
-        self.enter = fp_enter
-        self.target = <PyObject *>fast
+        self.enter = <vectorcallfunc>enter
+        if fast is getconn:
+            self.quick, self.quick_args = quick_getconn, 1
+        elif fast is putconn:
+            self.quick, self.quick_args = quick_putconn, 2
         self.fast = fast
         self.function = function
 
@@ -281,8 +432,7 @@ cdef class Method:
 
 
 cdef Method shape = Method(None, None)
-fp_make_method_type(<PyTypeObject *>Method, <char *>&shape.enter - <char *><void *>shape,
-                    <char *>&shape.target - <char *><void *>shape)
+fp_make_method_type(<PyTypeObject *>Method, <char *>&shape.enter - <char *><void *>shape)
 
 
 def runs(fast):
@@ -338,7 +488,7 @@ cdef bint learn_plain(conn, tuple methods, fp_atomic *plain) except -1:
 cdef bint leaves_nothing(conn) except -1:
     """Whether leaving `with conn:` without an exception would do nothing."""
     return (
-        conn.pgconn.transaction_status == 0
+        fp_status(conn.pgconn) == 0
         and conn._num_transactions == 0
         and not conn._tpc
         and conn._pipeline is None
@@ -380,6 +530,7 @@ cdef class Lease:
         cdef int outcome = NOT_LENT
         cdef FastPath pool = None
         cdef Entry entry = None
+        cdef int64_t now
         conn = None
         attributes = self.closed.copy()
         with cython.critical_section(self):
@@ -397,9 +548,10 @@ cdef class Lease:
             return pool.putconn, conn
         if outcome != TAKEN:
             return None
-        if not is_fit(pool, entry):
+        now = fp_now_coarse()
+        if not is_fit(pool, entry, now):
             return pool._accept, conn
-        put_back(pool, entry, conn)
+        put_back(pool, entry, conn, now)
         return None
 
     @property

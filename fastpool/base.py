@@ -15,7 +15,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -123,6 +123,8 @@ class BasePool(FastPath):
 
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
     _TAU_NS: ClassVar[int] = 1_000_000
+    # What borrows: "thread" or "task".
+    _OWNERS_ARE: ClassVar[str] = "thread"
     # Whether connections stand idle; else each is opened for its borrower, and closed after it.
     _KEEPS_IDLE: ClassVar[bool] = True
     _num_pool: ClassVar[int] = 0
@@ -314,7 +316,7 @@ class BasePool(FastPath):
         Consistent: the counts are made from the slots that it shows. Thread-safe; cheap enough
         for a metrics loop, not for every request.
         """
-        return take(self.name, self._table)
+        return take(self.name, self._table, self._owner_names())
 
     # --- private names that programs in the wild read -----------------------------------------
 
@@ -372,8 +374,8 @@ class BasePool(FastPath):
         self._later(0.0, self._replace_lost)
 
     def _warn_of_lost(self, backend_pid: int, owner: int, held_ns: int) -> None:
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        who = f"thread {names[owner]!r}" if owner in names else "a thread that has ended"
+        names, kind = self._owner_names(), self._OWNERS_ARE
+        who = f"{kind} {names[owner]!r}" if owner in names else f"a {kind} that has ended"
         warnings.warn(
             f"a connection of pool {self.name!r} (backend {backend_pid}), lent to {who}"
             f" {held_ns / _NS_PER_S:.2f} sec before, was collected without being given back."
@@ -434,6 +436,14 @@ class BasePool(FastPath):
     def _new_waiter(self) -> Waiter:
         """Make what one blocked call parks on."""
         raise NotImplementedError
+
+    def _owner(self) -> int:
+        """Return the ident of who runs, as a borrower. Never 0."""
+        return threading.get_ident()
+
+    def _owner_names(self) -> Mapping[int, str]:
+        """Return the names of those who may be borrowers, by ident."""
+        return {thread.ident or 0: thread.name for thread in threading.enumerate()}
 
     async def _wait(self, waiter: Waiter, timeout: float) -> Any:
         """Wait for a connection. None after *timeout* seconds, or when the waiter was shut."""

@@ -24,6 +24,7 @@ from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
     COUNT_CONNECT_NS,
+    LIMIT,
     Debt,
     Gauge,
     coarse_ns,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # After giving up the pool still tries, this often (seconds), to have min_size connections again.
 REVIVAL_PERIOD = 30.0
+# What the server's C library takes for a number.
+_LIBPQ_INT = 2.0**31
 # How long after a connect that was interrupted (seconds) the pool makes up for it.
 INTERRUPTED_DELAY = 1.0
 
@@ -71,11 +74,19 @@ class Connector:
             logger.info("growing pool %r to %s", pool.name, pool._nconns)
             self.start(debt)
 
-    def fill(self, at_least: int = 0) -> None:
-        """Start the connects that are missing to min_size, or to *at_least*."""
+    def fill(self) -> None:
+        """Start the connects that are missing to min_size."""
         table = self._pool._table
-        while isinstance(debt := table.enter(max(table.min_size, at_least)), Debt):
+        while isinstance(debt := table.enter(table.min_size), Debt):
             self.start(debt)
+
+    def add_one(self) -> bool:
+        """Start one connect if there is room for it. Return whether there was."""
+        table = self._pool._table
+        debt = table.enter(table.max_size or LIMIT)
+        if isinstance(debt, Debt):
+            self.start(debt)
+        return isinstance(debt, Debt)
 
     def start(self, debt: Debt) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
@@ -125,6 +136,8 @@ class Connector:
         except BaseException:
             # Cancelled, by a loop that is about to end, most likely: go on if it does not.
             pool._table.vacate_unpaid(debt)
+            if debt == self._probe:
+                self._end_probe()
             pool._later(INTERRUPTED_DELAY, pool._revive)
             raise
         else:
@@ -157,9 +170,10 @@ class Connector:
         if pool.close_returns or not table.keeps_idle:
             leases.return_on_close(conn)
         conn._pool = None
-        if not pool._closed:
+        if not pool._closed and not lend:
             logger.info("adding new connection to the pool")
-        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires, lend):
+        owner = pool._owner() if lend else 0
+        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires, owner):
             await pool._call(conn.close)
             table.vacate(debt)
 
@@ -272,7 +286,7 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     table.count(COUNT_CONNECT)
     conninfo = await pool._call(pool._resolve_conninfo)
     kwargs = await pool._call(pool._resolve_kwargs)
-    if timeout is not None and not _has_timeout(conninfo, kwargs):
+    if timeout is not None and timeout < _LIBPQ_INT and not _has_timeout(conninfo, kwargs):
         kwargs = {**kwargs, "connect_timeout": max(round(timeout), 1)}
     began = perf_counter_ns()
     try:

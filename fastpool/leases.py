@@ -204,7 +204,11 @@ def _returning_class(cls: Any) -> Any:
 
     # One base, no slots: a layout to which __class__ may be assigned.
     is_async = issubclass(cls, AsyncConnection)
-    body = {"__slots__": (), "close": close_async if is_async else close}
+    body = {
+        "__slots__": (),
+        "close": close_async if is_async else close,
+        "_close_session": cls.close,  # for the pool, which means it
+    }
     return type(cls.__name__, (cls,), body | _names_of(cls))
 
 

@@ -99,7 +99,7 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
     """Get a connection that is neither expired nor drained, with `_pool` set."""
     table = pool._table
     while True:
-        conn = table.checkout()
+        conn = table.checkout(pool._owner())
         if conn is None:
             break
         if not table.is_expired(conn._slot):
@@ -185,7 +185,8 @@ def _timeout_error(
         key=lambda slot: -slot.time_in_state,
     )
     if held:
-        names = ", ".join(_holder(slot) for slot in held[:_HOLDERS_NAMED])
+        kind = pool._OWNERS_ARE
+        names = ", ".join(_holder(slot, kind) for slot in held[:_HOLDERS_NAMED])
         parts.append(f"held longest by {names}")
     if error is not None:
         parts.append(f"the last check failed with {one_line(error)}")
@@ -194,8 +195,8 @@ def _timeout_error(
     return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
 
 
-def _holder(slot: SlotInfo) -> str:
-    who = f"thread {slot.owner_name!r}" if slot.owner_name else "a thread that has ended"
+def _holder(slot: SlotInfo, kind: str) -> str:
+    who = f"{kind} {slot.owner_name!r}" if slot.owner_name else f"a {kind} that has ended"
     return f"{who} for {slot.time_in_state:.2f} sec (backend {slot.backend_pid})"
 
 
@@ -271,20 +272,24 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
     """
     table = pool._table
     try:
-        if pool._closed or not table.keeps_returned:
+        if pool._closed:
             await discard(pool, conn)
             return
-        await _clean(pool, conn)
-        # There are four cases, in this order: broken; older than it may be, or than the last
-        # drain; more than a resize left room for; healthy.
-        status = conn.pgconn.transaction_status
-        if status == UNKNOWN or conn.closed:
-            if served:
-                table.count(COUNT_RETURN_BAD)
-                logger.warning("discarding closed connection: %s", str(conn))
-            else:
+        wanted = table.keeps_returned
+        if wanted:
+            await _clean(pool, conn)
+        # There are five cases, in this order: broken; of no use; older than it may be, or than the
+        # last drain; more than a resize left room for; healthy.
+        if conn.pgconn.transaction_status == UNKNOWN or conn.closed:
+            if not served:
                 table.count(COUNT_LOST)
                 logger.info("not serving connection found broken")
+            else:
+                table.count(COUNT_RETURN_BAD)
+                if wanted:
+                    logger.warning("discarding closed connection: %s", str(conn))
+            await discard(pool, conn)
+        elif not wanted:
             await discard(pool, conn)
         elif table.is_expired(conn._slot):
             logger.info("discarding expired connection")
@@ -364,9 +369,12 @@ async def close(pool: BasePool, conn: Any) -> None:
     """Close a connection for real. A failure is logged: the session is given up anyway."""
     conn._pool = None  # else the driver's close() may give it back instead
     try:
-        await pool._call(conn.close)
+        await pool._call(getattr(conn, "_close_session", conn.close))
     except Exception as error:
         logger.info("error closing connection: %s", str(error))
+    except BaseException:
+        conn.pgconn.finish()  # it may have been interrupted before it did that
+        raise
 
 
 async def restore(pool: BasePool, conn: Any, new_turn: bool = True) -> None:

@@ -7,6 +7,7 @@ unless somebody waits for it at the pool's maximum.
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -32,17 +33,18 @@ class BaseNullPool(BasePool):
         return min_size, max_size
 
 
-def with_defaults(function: Callable[..., Any], **defaults: Any) -> Any:
-    """Return a copy of *function* with other defaults for some of its keyword-only parameters."""
+def with_defaults(function: Callable[..., Any], owner: str, **defaults: Any) -> Any:
+    """Return a copy of *function*, a method of class *owner*, with other defaults for some of its
+    keyword-only parameters."""
+    qualname = f"{owner}.{function.__name__}"
+    code = function.__code__
+    if sys.version_info >= (3, 11):
+        code = code.replace(co_qualname=qualname)
     copy = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
     copy.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **defaults}
     copy.__annotations__ = function.__annotations__
-    copy.__qualname__ = function.__qualname__
+    copy.__qualname__ = qualname
     copy.__doc__ = function.__doc__
     return copy

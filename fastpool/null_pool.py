@@ -28,4 +28,4 @@ class NullConnectionPool(BaseNullPool, ConnectionPool[CT]):
     """
 
     if not TYPE_CHECKING:
-        __init__ = with_defaults(ConnectionPool.__init__, min_size=0)
+        __init__ = with_defaults(ConnectionPool.__init__, "NullConnectionPool", min_size=0)

@@ -21,4 +21,6 @@ class AsyncNullConnectionPool(BaseNullPool, AsyncConnectionPool[ACT]):
     """
 
     if not TYPE_CHECKING:
-        __init__ = with_defaults(AsyncConnectionPool.__init__, min_size=0)
+        __init__ = with_defaults(
+            AsyncConnectionPool.__init__, "AsyncNullConnectionPool", min_size=0
+        )

@@ -11,6 +11,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -322,8 +323,11 @@ class ConnectionPool(Generic[CT], BasePool):
         conn.autocommit = True
         try:
             conn.execute("")
-        finally:
-            conn.autocommit = False
+        except BaseException:
+            with suppress(Exception):  # what matters is on its way
+                conn.autocommit = False
+            raise
+        conn.autocommit = False
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
         return upkeep.shrink(self)

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import psycopg
 from psycopg import AsyncConnection
 
 from . import leases, lending, upkeep
 from ._core import Gauge, Waiter
-from ._fastpath import AsyncConnectionBlock
+from ._fastpath import AsyncConnectionBlock, current_task
 from .abc import (
     ACT,
     AsyncConnectFailedCB,
@@ -69,6 +70,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     `pop_stats()` and `snapshot()` may be called in any thread.
     """
 
+    _OWNERS_ARE = "task"
     # Hand-off: waking a task costs no context switch, and no other runs meanwhile.
     _TAU_NS = 0
 
@@ -158,11 +160,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         if self._loop is not _running_loop() and self._loop is not None:
             self._refuse_loop()
 
-    def _refuse_loop(self) -> NoReturn:
-        raise RuntimeError(
-            f"the pool {self.name!r} was opened in another event loop, and its connections belong"
-            " to that one: use it there, or open one pool for each loop"
-        )
+    def _refuse_loop(self) -> None:
+        if not self._table.closed:  # when it is, the loop may have ended, and does not matter
+            raise RuntimeError(
+                f"the pool {self.name!r} was opened in another event loop, and its connections"
+                " belong to that one: use it there, or open one pool for each loop"
+            )
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
@@ -339,8 +342,11 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         await conn.set_autocommit(True)
         try:
             await conn.execute("")
-        finally:
-            await conn.set_autocommit(False)
+        except BaseException:
+            with suppress(Exception):  # what matters is on its way
+                await conn.set_autocommit(False)
+            raise
+        await conn.set_autocommit(False)
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
         return upkeep.shrink(self)
@@ -353,7 +359,16 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     def _new_waiter(self) -> Waiter:
         assert self._loop is not None
         gate: asyncio.Future[None] = self._loop.create_future()
-        return Waiter(gate, partial(_release, gate))
+        return Waiter(gate, partial(_release, gate), self._owner())
+
+    def _owner(self) -> int:
+        task = current_task(self._loop)
+        return id(task) if task is not None else threading.get_ident()
+
+    def _owner_names(self) -> Mapping[int, str]:
+        if self._loop is None or self._loop.is_closed():
+            return {}
+        return {id(task): task.get_name() for task in asyncio.all_tasks(self._loop)}
 
     async def _wait(self, waiter: Waiter, timeout: float) -> Any:
         await self._watch(waiter, timeout)

@@ -6,7 +6,6 @@ from the entries of the same survey, so the counts add up whatever the pool does
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -33,9 +32,10 @@ class SlotInfo:
     uses: int
     """How often this connection has been lent."""
     owner_name: str | None
-    """For a slot in use: the name of the thread that borrowed it, None when that has ended."""
+    """For a slot in use: the name of the thread that borrowed it, None when that has ended. In an
+    async pool: of the task."""
     owner_ident: int | None
-    """For a slot in use: the ident of the thread that borrowed it."""
+    """For a slot in use: the ident of the thread that borrowed it; of a task, its id()."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that json can write."""
@@ -74,10 +74,12 @@ class Snapshot:
         }
 
 
-def take(name: str, table: SlotTable) -> Snapshot:
-    """Picture *table*. Thread-safe; blocks nobody for longer than the copying of the slots."""
+def take(name: str, table: SlotTable, owners: Mapping[int, str]) -> Snapshot:
+    """Picture *table*. *owners*: the names of those who may be borrowers, by ident.
+
+    Thread-safe; blocks nobody for longer than the copying of the slots.
+    """
     waiting, oldest, rows = table.survey()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
     slots = tuple(
         SlotInfo(
             index=index,
@@ -86,7 +88,7 @@ def take(name: str, table: SlotTable) -> Snapshot:
             age=None if age is None else age * _NS,
             time_in_state=since * _NS,
             uses=uses,
-            owner_name=None if owner is None else names.get(owner),
+            owner_name=None if owner is None else owners.get(owner),
             owner_ident=owner,
         )
         for index, (state, pid, age, since, uses, owner) in enumerate(rows)

@@ -7,14 +7,15 @@ it happens in the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from contextvars import Context
 
 from .base import Job, log_failed_chore, logger
 
-# How long after a task was cancelled (seconds) another takes up its chores. The loop cancels what
-# is left when it ends, and starting one then would only leave it undone once more.
-CANCELLED_DELAY = 1.0
+# How long after a cancellation (seconds) a task takes up what that left to do. A loop that ends
+# cancels all tasks, and one that was started then would be destroyed with it.
+CANCELLED_DELAY = 0.1
 
 
 class Tasks:
@@ -25,7 +26,6 @@ class Tasks:
         self._loop = loop
         self._limit = 1
         self._jobs: deque[Job] = deque()
-        self._working = 0
         # The loop has only weak references to its tasks.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -33,25 +33,29 @@ class Tasks:
         """Have *job* done by one of at most *limit* tasks."""
         self._limit = limit
         self._jobs.append(job)
+        self._start_soon(cancelled=isinstance(sys.exc_info()[1], asyncio.CancelledError))
+
+    def _start_soon(self, cancelled: bool) -> None:
         # Not created here: an eager task would begin the chore in the middle of the caller's work.
         # And in a context of its own: a chore is no part of the request that gave rise to it.
-        self._loop.call_soon(self._start, context=Context())
+        delay = CANCELLED_DELAY if cancelled else 0.0
+        self._loop.call_later(delay, self._start, context=Context())
 
     def _start(self) -> None:
-        if self._jobs and self._working < self._limit:
-            self._working += 1
+        if self._jobs and len(self._tasks) < self._limit:
             task = self._loop.create_task(self._work(), name=f"{self._name}-worker")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
 
     async def _work(self) -> None:
-        try:
-            while self._jobs:
-                await _do(self._jobs.popleft())
-        finally:
-            self._working -= 1
-            if self._jobs and not self._loop.is_closed():
-                self._loop.call_later(CANCELLED_DELAY, self._start, context=Context())
+        while self._jobs:
+            await _do(self._jobs.popleft())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Not in _work(): a task that is cancelled before its first step never comes there.
+        self._tasks.discard(task)
+        if self._jobs:
+            self._start_soon(task.cancelled())
 
     async def drain(self) -> None:
         """Do the chores that are queued, in this task."""

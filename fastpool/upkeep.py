@@ -29,16 +29,20 @@ def start(pool: BasePool) -> None:
 
 async def shut(pool: BasePool, timeout: float) -> None:
     """Close the pool: first fail those who wait, then close what is idle, then end the chores."""
-    if not pool._opened or not pool._table.close():
+    if not pool._opened:
         return
-    pool._lends = False
-    logger.debug("pool %r closed", pool.name)
-    if pool._shrink_timer is not None:
-        pool._shrink_timer.cancel()
-    pool._connector.close()
+    first = pool._table.close()
+    if first:
+        pool._lends = False
+        logger.debug("pool %r closed", pool.name)
+        if pool._shrink_timer is not None:
+            pool._shrink_timer.cancel()
+        pool._connector.close()
+    # Also the second time: what an interrupted close() left is for the next.
     await close_idle(pool)
-    await pool._end_chores(timeout)
-    await close_idle(pool)  # what a chore brought in at the last moment
+    if first:  # two chores that both close the pool don't wait for each other
+        await pool._end_chores(timeout)
+        await close_idle(pool)  # what a chore brought in at the last moment
 
 
 async def shrink(pool: BasePool) -> None:
@@ -119,7 +123,8 @@ def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
 async def wait(pool: BasePool, timeout: float) -> None:
     """Wait until `min_size` connections stand available; close the pool if they don't in time.
 
-    Where none stand idle one is opened, to show that it can be, and closed.
+    Where none stand idle one is opened, to show that it can be, and closed. At the maximum those
+    that are lent show it.
     """
     pool._warn_once()
     pool._require_open()
@@ -127,14 +132,14 @@ async def wait(pool: BasePool, timeout: float) -> None:
     table = pool._table
     try:
         full = table.watch(waiter)
+        if not full and not table.keeps_idle:
+            full = not pool._connector.add_one()
         if not full:
             logger.info("waiting for pool %r initialization", pool.name)
-            if not table.keeps_idle:
-                pool._connector.fill(1)
             await pool._watch(waiter, timeout)
     finally:
         settled = table.unwatch(waiter)
-    if not settled:
+    if not settled and not full:
         cause = pool._last_error
         await pool._call(pool.close)
         text = f"pool initialization incomplete after {timeout} sec"
