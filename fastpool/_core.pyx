@@ -158,10 +158,10 @@ cdef class Entry:
 
     @property
     def is_at_home(self):
-        """Whether the pool has the connection: in the table, and not lent."""
+        """Whether the pool has the connection: in the table, and in nobody's hands."""
         cdef SlotTable table = self.table_ref() if self.table_ref is not None else None
         return (table is not None and fp_load(&self.fate) == RESIDENT
-                and table.state(self.index) != IN_USE)
+                and (table.state(self.index) != IN_USE or table.slot(self.index).conn != NULL))
 
     @property
     def connection_face(self):
@@ -501,6 +501,8 @@ cdef class SlotTable:
             return LATE if fate == RETIRED_LENT and fp_cas(&entry.fate, fate, RETIRED) else NOT_LENT
         if (word & 0xFF) != IN_USE or (generation >= 0 and (word >> 8) != <uint64_t>generation):
             return NOT_LENT
+        if slot.conn != NULL:       # granted to a waiter that has not come for it yet
+            return NOT_LENT
         if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
             return NOT_LENT
         return TAKEN
@@ -727,12 +729,15 @@ cdef class SlotTable:
     def grow(self):
         """Start one connect for those who wait, or towards min_size: its debt, else -1.
 
-        At most max_connecting at once, and no more than there are waiters to serve.
+        At most max_connecting at once, and no more than there are waiters to serve. Where none
+        stands idle, who waits for the pool to be ready waits for one too.
         """
         cdef int index = -1
+        cdef int wanted
         with self.mutex:
+            wanted = self.n_waiting if self.keeps_idle else self.n_waiting + self.n_watching
             if (self.has_room() and self.growing < self.max_connecting
-                    and (self.n_waiting > self.growing or self.size < self.min_size)):
+                    and (wanted > self.growing or self.size < self.min_size)):
                 index = self.enter_locked(True)
         return self.new_debt(index) if index >= 0 else -1
 

@@ -198,6 +198,7 @@ cdef class FastPath:
     cdef public object _loop        # the event loop of an async pool that is open
     cdef dict attributes            # the instance's own
     cdef unsigned int direct        # the version of the pool's class, when it overrides nothing
+    cdef uint64_t direct_attributes # the version of the instance's attributes then
     cdef unsigned int simple        # the version of a connection class; see learn_class()
 
     def _set_table(self, SlotTable table not None):
@@ -208,11 +209,17 @@ cdef class FastPath:
         """Whether getconn() and putconn() are the pool's own, so that a block may pass them by:
         overridden in no subclass, patched on no class and not on this pool."""
         cdef unsigned int version = fp_version(self)
+        cdef uint64_t attributes_version = fp_dict_version(self.attributes)
         if version == 0 or version != self.direct:
             if not self._overrides_nothing():
                 return False
             self.direct = fp_version(self)
-        return GETCONN not in self.attributes and PUTCONN not in self.attributes
+        elif attributes_version != 0 and attributes_version == self.direct_attributes:
+            return True
+        if GETCONN in self.attributes or PUTCONN in self.attributes:
+            return False
+        self.direct_attributes = attributes_version
+        return True
 
     cdef int check_loop(self) except -1:
         """Leave it to the shell to refuse, when this is another event loop than the pool's."""
@@ -249,20 +256,20 @@ cdef class FastPath:
 
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""
-        cdef Entry entry
-        cdef object found
-        cdef int64_t now = fp_now_coarse()
-        self.check_loop()
-        found = slot_of(self, conn)
-        if type(found) is not Entry:
-            return False
-        entry = <Entry>found
-        if entry.leased or not is_fit(self, entry, now):
-            return False
-        if self._table.begin_return_c(entry, -1) != TAKEN:
-            return False
-        put_back(self, entry, conn, now)
-        return True
+        cdef object found = slot_of(self, conn)
+        return type(found) is Entry and keep(self, <Entry>found, conn)
+
+
+cdef bint keep(FastPath pool, Entry entry, conn) except -1:
+    """Take back a connection whose entry is known."""
+    cdef int64_t now = fp_now_coarse()
+    pool.check_loop()
+    if entry.leased or not is_fit(pool, entry, now):
+        return False
+    if pool._table.begin_return_c(entry, -1) != TAKEN:
+        return False
+    put_back(pool, entry, conn, now)
+    return True
 
 
 cdef uint64_t owner_of(FastPath pool) except? 0:
@@ -349,6 +356,16 @@ def putconn(FastPath pool not None, conn):
         pool._putconn(conn)
 
 
+def connection(FastPath pool not None, timeout=None):
+    """ConnectionPool.connection()."""
+    return ConnectionBlock(pool, timeout)
+
+
+def connection_async(FastPath pool not None, timeout=None):
+    """AsyncConnectionPool.connection()."""
+    return AsyncConnectionBlock(pool, timeout)
+
+
 # --- methods in C that look like methods in Python ------------------------------------------------
 #
 # A call of a Python function costs as much as a whole checkout. But a method in C is none to who
@@ -383,6 +400,14 @@ cdef object quick_putconn(FastPath pool, conn):
         pool._putconn(conn)
 
 
+cdef object quick_connection(FastPath pool, timeout):
+    return ConnectionBlock(pool, None)
+
+
+cdef object quick_connection_async(FastPath pool, timeout):
+    return AsyncConnectionBlock(pool, None)
+
+
 cdef PyObject *enter(PyObject *me, PyObject **args, size_t n, PyObject *names) except NULL:
     """What a call of a Method does."""
     cdef Py_ssize_t given = PyVectorcall_NARGS(n)
@@ -410,6 +435,10 @@ cdef class Method:
             self.quick, self.quick_args = quick_getconn, 1
         elif fast is putconn:
             self.quick, self.quick_args = quick_putconn, 2
+        elif fast is connection:
+            self.quick, self.quick_args = quick_connection, 1
+        elif fast is connection_async:
+            self.quick, self.quick_args = quick_connection_async, 1
         self.fast = fast
         self.function = function
 
@@ -485,15 +514,38 @@ cdef bint learn_plain(conn, tuple methods, fp_atomic *plain) except -1:
     return own
 
 
-cdef bint leaves_nothing(conn) except -1:
+cdef object PGCONN = "pgconn"
+cdef object N_TRANSACTIONS = "_num_transactions"
+cdef object TPC = "_tpc"
+cdef object PIPELINE = "_pipeline"
+cdef object COMMIT = "commit"
+
+
+cdef bint leaves_nothing(FastPath pool, conn) except -1:
     """Whether leaving `with conn:` without an exception would do nothing."""
+    cdef PyObject *mine = attributes_of(pool, conn)
+    if mine == NULL:
+        return (
+            fp_status(conn.pgconn) == 0
+            and conn._num_transactions == 0
+            and not conn._tpc
+            and conn._pipeline is None
+            and COMMIT not in conn.__dict__
+        )
     return (
-        fp_status(conn.pgconn) == 0
-        and conn._num_transactions == 0
-        and not conn._tpc
-        and conn._pipeline is None
-        and "commit" not in conn.__dict__
+        fp_status(attribute(mine, PGCONN)) == 0
+        and attribute(mine, N_TRANSACTIONS) == 0
+        and not attribute(mine, TPC)
+        and attribute(mine, PIPELINE) is None
+        and PyDict_GetItemWithError(mine, COMMIT) == NULL
     )
+
+
+cdef inline object attribute(PyObject *attributes, name):
+    cdef PyObject *found = PyDict_GetItemWithError(attributes, name)
+    if found == NULL:
+        raise AttributeError(name)
+    return <object>found
 
 
 cdef enum:
@@ -533,6 +585,10 @@ cdef class Lease:
         cdef int64_t now
         conn = None
         attributes = self.closed.copy()
+        pool = self.pool
+        if pool is not None:
+            pool.check_loop()       # raises before anything is ended
+            pool = None
         with cython.critical_section(self):
             if self.entry is not None:
                 pool, conn, entry = self.pool, self.conn, self.entry
@@ -569,7 +625,8 @@ cdef class Lease:
     def __exit__(self, exc_type, exc, traceback):
         conn = self.conn
         try:
-            if conn is None or exc_type is None and is_plain(conn) and leaves_nothing(conn):
+            if (conn is None
+                    or exc_type is None and is_plain(conn) and leaves_nothing(self.pool, conn)):
                 return None
             return self._driver_exit(conn, "__exit__")(exc_type, exc, traceback)
         finally:
@@ -584,7 +641,8 @@ cdef class Lease:
 
     def _leaves_nothing(self):
         """Whether leaving `async with` of the connection without an exception would do nothing."""
-        return self.conn is None or is_plain_async(self.conn) and leaves_nothing(self.conn)
+        return (self.conn is None
+                or is_plain_async(self.conn) and leaves_nothing(self.pool, self.conn))
 
     def _dropped(self):
         """In place of the driver's finalizer: the session is the connection's, not the lease's."""
@@ -612,7 +670,7 @@ cdef class Block:
     cdef int begin(self, conn) except -1:
         """The block is entered: remember which lending it is."""
         self.conn = conn
-        found = getattr(conn, SLOT, None)
+        found = slot_of(self.pool, conn)
         if type(found) is Entry:
             self.entry = found
             self.lending = self.word()
@@ -629,11 +687,13 @@ cdef class Block:
             return None
         return conn
 
-    cdef int before_return(self, conn) except -1:
+    cdef Entry before_return(self, conn):
+        """Let go of the connection's entry, and return it."""
+        entry = self.entry
         if self.is_over():
             self.pool._refuse(conn)
-        self.entry = None           # the connection's own: it must end with the connection
-        return 0
+        self.entry = None
+        return entry
 
     cdef int after_return(self) except -1:
         self.entry = None
@@ -674,19 +734,22 @@ cdef class ConnectionBlock(Block):
         return conn
 
     def __exit__(self, exc_type, exc, traceback):
+        cdef Entry entry
         conn = self.end()
         if conn is None:
             return None
         try:
-            if exc_type is None and is_plain(conn) and leaves_nothing(conn):
+            if exc_type is None and is_plain(conn) and leaves_nothing(self.pool, conn):
                 return None
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
             try:
-                self.before_return(conn)
+                entry = self.before_return(conn)
                 if not self.pool.is_direct():
+                    entry = None    # the connection's own: it must end with the connection
                     self.pool.putconn(conn)
-                elif not self.pool._keep(conn):
+                elif entry is None or not keep(self.pool, entry, conn):
+                    entry = None
                     self.pool._putconn(conn)
             finally:
                 self.after_return()
@@ -726,17 +789,22 @@ cdef class AsyncConnectionBlock(Block):
         return conn
 
     async def __aexit__(self, exc_type, exc, traceback):
+        cdef Entry entry
+        cdef bint is_kept
         conn = self.end()
         if conn is None:
             return None
         try:
-            if exc_type is None and is_plain_async(conn) and leaves_nothing(conn):
+            if exc_type is None and is_plain_async(conn) and leaves_nothing(self.pool, conn):
                 return None
             return await type(conn).__aexit__(conn, exc_type, exc, traceback)
         finally:
             try:
-                self.before_return(conn)
-                if not (self.pool.is_direct() and self.pool._keep(conn)):
+                entry = self.before_return(conn)
+                is_kept = entry is not None and self.pool.is_direct()
+                is_kept = is_kept and keep(self.pool, entry, conn)
+                entry = None        # the connection's own: it must end with the connection
+                if not is_kept:
                     await self.pool.putconn(conn)
             finally:
                 self.after_return()

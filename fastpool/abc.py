@@ -1,10 +1,11 @@
-"""Type variables and callback types, for annotations. No behaviour."""
+"""Type variables, callback types and other names for annotations. No behaviour."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -21,6 +22,31 @@ if TYPE_CHECKING:
 # The pool's connection class; Connection[TupleRow] where none is given (PEP 696).
 CT = TypeVar("CT", bound="Connection[Any]", default="Connection[TupleRow]")
 ACT = TypeVar("ACT", bound="AsyncConnection[Any]", default="AsyncConnection[TupleRow]")
+
+T_co = TypeVar("T_co", covariant=True)
+F = TypeVar("F", bound=Callable[..., Any])
+AF = TypeVar("AF", bound=Callable[..., Awaitable[Any]])
+
+
+class NotGiven:
+    """What a type checker takes `connection_class` for where a program gives none. Never made.
+
+    From a default value that is a class, or is said to be a type[CT], pyright concludes what CT
+    is, and concludes it wrong. This tells it nothing, and CT is its own default.
+    """
+
+
+class ConnectionContext(AbstractContextManager[T_co], Protocol[T_co]):
+    """What `connection()` returns: for a `with` statement, or to decorate a function."""
+
+    def __call__(self, func: F, /) -> F: ...
+
+
+class AsyncConnectionContext(AbstractAsyncContextManager[T_co], Protocol[T_co]):
+    """What an async pool's `connection()` returns."""
+
+    def __call__(self, func: AF, /) -> AF: ...
+
 
 ConnectionCB = Callable[[CT], None]
 AsyncConnectionCB = Callable[[ACT], Awaitable[None]]

@@ -64,8 +64,8 @@ class AttemptWithBackoff:
 
     def __init__(self, *, timeout: float) -> None:
         self.timeout = timeout
-        self.delay = 0.0
-        self.give_up_at = 0.0
+        self.delay: float = 0.0
+        self.give_up_at: float = 0.0
 
     def next_delay(self, now: float) -> float | None:
         """Return how long to wait before the next attempt; None when it is time to give up."""
@@ -163,8 +163,8 @@ class BasePool(FastPath):
         self.conninfo = conninfo
         self.connection_class = connection_class
         self.kwargs = kwargs
-        self.name = name or self._new_name()
-        self.close_returns = close_returns and self._KEEPS_IDLE
+        self.name: str = name or self._new_name()
+        self.close_returns: bool = close_returns and self._KEEPS_IDLE
         self.timeout = timeout
         self.max_waiting = max_waiting
         self.max_lifetime = max_lifetime

@@ -8,7 +8,6 @@ Refuses: to decide how many there should be. That is the slot table's.
 from __future__ import annotations
 
 import os
-import traceback
 import weakref
 from collections import deque
 from functools import partial
@@ -80,13 +79,12 @@ class Connector:
         while isinstance(debt := table.enter(table.min_size), Debt):
             self.start(debt)
 
-    def add_one(self) -> bool:
-        """Start one connect if there is room for it. Return whether there was."""
+    def add_one(self) -> None:
+        """Start one connect if there is room for it."""
         table = self._pool._table
         debt = table.enter(table.max_size or LIMIT)
         if isinstance(debt, Debt):
             self.start(debt)
-        return isinstance(debt, Debt)
 
     def start(self, debt: Debt) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
@@ -260,10 +258,11 @@ class Connector:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Empty the frames that *error* went through: the driver's hold the error, and ours the pool,
-    in a cycle that would keep a dropped pool until the collector runs."""
+    """Cut *error* off the frames that it went through: the driver's hold the error, and ours the
+    pool, in a cycle that would keep a dropped pool until the collector runs. The frames are not
+    cleared: one instance may be raised twice, and the other time through a task that goes on."""
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__context__
 
 

@@ -29,7 +29,7 @@ from ._fastpath import Lease
 if TYPE_CHECKING:
     from .base import BasePool
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # Before 3.3 the driver's close() knows nothing of pools.
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
@@ -109,19 +109,19 @@ class AsyncProxyLease(_ProxyLease, AsyncLease):
         return self
 
 
-class Checkout(Coroutine[Any, Any, T]):
+class Checkout(Coroutine[Any, Any, T_co]):
     """What an async pool's `connect()` returns: await it for the lease, or enter it as a block."""
 
     __slots__ = ("_lease", "_lending")
 
-    def __init__(self, lending: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, lending: Coroutine[Any, Any, T_co]) -> None:
         self._lending = lending
         self._lease: Any = None
 
-    def __await__(self) -> Generator[Any, Any, T]:
+    def __await__(self) -> Generator[Any, Any, T_co]:
         return self._lending.__await__()
 
-    async def __aenter__(self) -> T:
+    async def __aenter__(self) -> T_co:
         lease = self._lease = await self._lending
         return lease
 

@@ -240,7 +240,11 @@ def refuse(pool: BasePool, conn: Any) -> NoReturn:
         origin = "it doesn't come from any pool"
     else:
         origin = f"it comes from pool {other.name!r}"
-    raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {conn}")
+    try:
+        which = str(conn)
+    except Exception:  # the driver's raises when another thread closes the connection meanwhile
+        which = object.__repr__(conn)
+    raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {which}")
 
 
 async def close_lent(pool: BasePool, conn: Any) -> None:

@@ -7,28 +7,36 @@ Refuses: policies, which it shares with the other pools (lending, connector, upk
 from __future__ import annotations
 
 import _thread
+import sys
 import threading
 import time
 import types
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import Any, Generic, cast
 
 import psycopg
 from psycopg import Connection
 
 from . import _fastpath, housekeeper, leases, lending, upkeep
 from ._core import Waiter
-from ._fastpath import ConnectionBlock
-from .abc import CT, ConnectFailedCB, ConnectionCB, ConninfoParam, KwargsParam
+from .abc import (
+    CT,
+    ConnectFailedCB,
+    ConnectionCB,
+    ConnectionContext,
+    ConninfoParam,
+    KwargsParam,
+    NotGiven,
+)
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
 from .workers import Workers
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
     from typing_extensions import Self
 
 
@@ -76,11 +84,15 @@ class ConnectionPool(Generic[CT], BasePool):
     Thread-safe. Raises ValueError for sizes that make no sense.
     """
 
+    conninfo: ConninfoParam
+    connection_class: type[CT]
+    kwargs: KwargsParam | None
+
     def __init__(
         self,
         conninfo: ConninfoParam = "",
         *,
-        connection_class: type[CT] = cast("type[CT]", Connection),
+        connection_class: type[CT] | NotGiven = cast("NotGiven", Connection),
         kwargs: KwargsParam | None = None,
         min_size: int = 4,
         max_size: int | None = None,
@@ -225,12 +237,13 @@ class ConnectionPool(Generic[CT], BasePool):
     def _leave_queue(self, waiter: Waiter) -> None:
         run(lending.leave_queue(self, waiter))
 
-    def connection(self, timeout: float | None = None) -> AbstractContextManager[CT]:
+    @_fastpath.runs(_fastpath.connection)
+    def connection(self, timeout: float | None = None) -> ConnectionContext[CT]:
         """Lend a connection for a `with` block: committed at its end, rolled back if it raises.
 
         *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
         """
-        return cast("AbstractContextManager[CT]", ConnectionBlock(self, timeout))
+        return cast("ConnectionContext[CT]", _fastpath.connection(self, timeout))
 
     def connect(self, timeout: float | None = None) -> CT:
         """Lend a connection whose `close()` gives it back; so does leaving `with pool.connect()`.
@@ -311,8 +324,9 @@ class ConnectionPool(Generic[CT], BasePool):
         if not self._closed:
             run(upkeep.check(self))
 
+    # Any: taken from the class alone, it is to fit a pool of any connection class.
     @staticmethod
-    def check_connection(conn: CT) -> None:
+    def check_connection(conn: Any) -> None:
         """Make a round trip to the server; raise if the connection is broken.
 
         For `check=ConnectionPool.check_connection`. Leaves the connection IDLE.

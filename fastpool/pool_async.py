@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,28 +20,29 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import Any, Generic, cast
 
 import psycopg
 from psycopg import AsyncConnection
 
-from . import leases, lending, upkeep
+from . import _fastpath, leases, lending, upkeep
 from ._core import Gauge, Waiter
-from ._fastpath import AsyncConnectionBlock, current_task
 from .abc import (
     ACT,
     AsyncConnectFailedCB,
     AsyncConnectionCB,
+    AsyncConnectionContext,
     AsyncConninfoParam,
     AsyncKwargsParam,
+    NotGiven,
 )
 from .base import BasePool, Job, Timer
 from .connector import Connector, open_connection
 from .tasks import Tasks
 
-if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
     from typing_extensions import Self
 
 
@@ -70,6 +72,10 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     `pop_stats()` and `snapshot()` may be called in any thread.
     """
 
+    conninfo: AsyncConninfoParam
+    connection_class: type[ACT]
+    kwargs: AsyncKwargsParam | None
+
     _OWNERS_ARE = "task"
     # Hand-off: waking a task costs no context switch, and no other runs meanwhile.
     _TAU_NS = 0
@@ -78,7 +84,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         self,
         conninfo: AsyncConninfoParam = "",
         *,
-        connection_class: type[ACT] = cast("type[ACT]", AsyncConnection),
+        connection_class: type[ACT] | NotGiven = cast("NotGiven", AsyncConnection),
         kwargs: AsyncKwargsParam | None = None,
         min_size: int = 4,
         max_size: int | None = None,
@@ -235,13 +241,15 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         cls = type(self)
         return (cls.getconn, cls.putconn) == _OWN_METHODS
 
-    def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[ACT]:
+    @_fastpath.runs(_fastpath.connection_async)
+    def connection(self, timeout: float | None = None) -> AsyncConnectionContext[ACT]:
         """Lend a connection for an `async with` block: committed at its end, rolled back if it
         raises.
 
         *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
         """
-        return cast("AbstractAsyncContextManager[ACT]", AsyncConnectionBlock(self, timeout))
+        block = _fastpath.connection_async(self, timeout)
+        return cast("AsyncConnectionContext[ACT]", block)
 
     def connect(self, timeout: float | None = None) -> leases.Checkout[ACT]:
         """Lend a connection whose `close()` gives it back: `conn = await pool.connect()`.
@@ -330,8 +338,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         if not self._closed:
             await upkeep.check(self)
 
+    # Any: taken from the class alone, it is to fit a pool of any connection class.
     @staticmethod
-    async def check_connection(conn: ACT) -> None:
+    async def check_connection(conn: Any) -> None:
         """Make a round trip to the server; raise if the connection is broken.
 
         For `check=AsyncConnectionPool.check_connection`. Leaves the connection IDLE.
@@ -362,7 +371,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         return Waiter(gate, partial(_release, gate), self._owner())
 
     def _owner(self) -> int:
-        task = current_task(self._loop)
+        task = _fastpath.current_task(self._loop)
         return id(task) if task is not None else threading.get_ident()
 
     def _owner_names(self) -> Mapping[int, str]:
@@ -378,7 +387,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         if waiter.is_settled:
             return
         assert self._loop is not None
-        timer = self._loop.call_later(min(max(0.0, timeout), _FOREVER), _release, waiter.gate)
+        # Not in the caller's context: what is in that would be kept until the timer is due.
+        delay = min(max(0.0, timeout), _FOREVER)
+        timer = self._loop.call_later(delay, _release, waiter.gate, context=Context())
         try:
             await waiter.gate
         finally:
@@ -442,8 +453,9 @@ class _LoopTimer:
 
 def _release(gate: asyncio.Future[None]) -> None:
     """Let the task go on that waits, unless it has been cancelled, or released before."""
-    if not gate.done():
-        gate.set_result(None)
+    with suppress(RuntimeError):  # the loop has ended, and the task with it
+        if not gate.done():
+            gate.set_result(None)
 
 
 async def _resolve(param: Any) -> Any:

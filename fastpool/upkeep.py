@@ -43,6 +43,7 @@ async def shut(pool: BasePool, timeout: float) -> None:
     if first:  # two chores that both close the pool don't wait for each other
         await pool._end_chores(timeout)
         await close_idle(pool)  # what a chore brought in at the last moment
+    pool._replace_lost()  # an event loop that has ended does not
 
 
 async def shrink(pool: BasePool) -> None:
@@ -120,6 +121,12 @@ def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
             table.vacate(debt)
 
 
+def _all_lent(pool: BasePool) -> bool:
+    """Whether every connection that there may be is lent."""
+    snapshot = pool.snapshot()
+    return snapshot.counts["in_use"] >= snapshot.max_size > 0
+
+
 async def wait(pool: BasePool, timeout: float) -> None:
     """Wait until `min_size` connections stand available; close the pool if they don't in time.
 
@@ -133,9 +140,11 @@ async def wait(pool: BasePool, timeout: float) -> None:
     try:
         full = table.watch(waiter)
         if not full and not table.keeps_idle:
-            full = not pool._connector.add_one()
+            full = _all_lent(pool)
         if not full:
             logger.info("waiting for pool %r initialization", pool.name)
+            if not table.keeps_idle:
+                pool._connector.add_one()
             await pool._watch(waiter, timeout)
     finally:
         settled = table.unwatch(waiter)
