@@ -5,12 +5,20 @@
 PYTHON = python3
 VENV = .venv
 STRESS_SECONDS ?= 60
+# Tests wait more than they work.
+TEST_JOBS ?= 2
 PYTEST_ARGS =
 DEMO_ARGS =
+BASE = origin/main
+PAIRS = 3
+RESULTS = $(VENV)/bench.json
+PAGE = $(VENV)/report.html
+REPOSITORY ?= origin
 
 ALLOWLIST = scripts/stubtest-allowlist.txt
 BIN = $(VENV)/bin
-MEASURE = $(BIN)/pytest bench $(PYTEST_ARGS) --benchmark-columns=median,iqr,min,max,rounds --benchmark-json
+MEASURE = $(BIN)/pytest bench -q $(PYTEST_ARGS) --benchmark-quiet --benchmark-json
+REPORT = $(BIN)/python -m bench.report
 PIP = sh scripts/pip.sh $(BIN)/python
 SOURCES := setup.py pyproject.toml MANIFEST.in $(sort $(shell \
 	find fastpool -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' -o -name '*.h' -o -name py.typed))
@@ -34,7 +42,7 @@ demo: $(VENV)/.has-demo ## lend 4 connections of a real PostgreSQL to 64 threads
 
 .PHONY: test
 test: $(VENV)/.has-test ## run the tests on the installed package
-	@$(BIN)/pytest -m "not stress and not clients" $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stress and not clients" -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
 
 .PHONY: test-clients
 test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy and others on psycopg_pool and on fastpool
@@ -56,7 +64,7 @@ sanitize: ## the core's tests under the address and undefined-behaviour sanitize
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
 	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \
-	    codespell mypy \
+	    codespell mypy "pytest -q tests/typing/test_checkers.py" \
 	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) fastpool._core fastpool._fastpath"; \
 	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
 
@@ -65,21 +73,41 @@ format: $(VENV)/.has-lint ## rewrite the Python sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What was typed goes into the results.
+bench bench-quick bench-readme: export BENCH_COMMAND = make $@ $(MAKEOVERRIDES)
+
 .PHONY: bench
-bench: $(VENV)/.has-bench ## measure fastpool and psycopg_pool side by side
+bench: $(VENV)/.has-peers ## measure fastpool and its peers side by side, in under 10 minutes
 	@$(MEASURE)=$(VENV)/bench.json
-	@$(BIN)/python bench/figures.py show $(VENV)/bench.json
+	@$(REPORT) $(VENV)/bench.json --markdown -o $(VENV)/bench.html && echo "$(VENV)/bench.html"
 
 .PHONY: bench-quick
-bench-quick: $(VENV)/.has-bench ## the same in under a minute, with less certainty
+bench-quick: $(VENV)/.has-peers ## the same in under a minute, with less certainty
 	@$(MEASURE)=$(VENV)/bench-quick.json --quick
-	@$(BIN)/python bench/figures.py show $(VENV)/bench-quick.json
+	@$(REPORT) $(VENV)/bench-quick.json --markdown -o $(VENV)/bench-quick.html && echo "$(VENV)/bench-quick.html"
 
 .PHONY: bench-readme
-bench-readme: $(VENV)/.has-bench ## measure, and write the figures into README.md
+bench-readme: $(VENV)/.has-peers ## measure, and write the figures into README.md
 	@mkdir -p bench/results
 	@$(MEASURE)=bench/results/readme.json
-	@$(BIN)/python bench/figures.py write bench/results/readme.json
+	@$(REPORT) bench/results/readme.json --readme README.md
+
+.PHONY: bench-compare
+bench-compare: ## measure the commit BASE and this tree PAIRS times in turns, and compare them
+	@sh scripts/compare.sh "$(MAKE)" "$(PYTHON)" "$(VENV)" "$(BASE)" "$(PAIRS)"
+
+# What reads results needs nothing but a Python.
+.PHONY: bench-summary
+bench-summary: ## print the table of RESULTS, into a job's summary where there is one
+	@$(PYTHON) -m bench.report $(RESULTS) --markdown >>"$${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+
+.PHONY: bench-publish
+bench-publish: ## add RESULTS to the history on the branch gh-pages of REPOSITORY
+	@sh scripts/publish.sh "$(PYTHON)" "$(RESULTS)" "$(REPOSITORY)" gh-pages
+
+.PHONY: report
+report: ## write the page about RESULTS, one or more, to PAGE
+	@$(PYTHON) -m bench.report $(RESULTS) -o $(PAGE) && echo "$(PAGE)"
 
 .PHONY: build
 build: $(VENV)/.wheel ## compile the package
@@ -111,6 +139,12 @@ $(VENV)/.wheel: $(VENV)/.sources $(SOURCES)
 	@echo "building fastpool"
 	@rm -rf $(VENV)/wheel
 	@$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheel .
+	@touch $@
+
+# They are compiled. A Python that they have no wheel for is measured without them.
+$(VENV)/.has-peers: $(VENV)/.has-bench
+	@for peer in 'asyncpg>=0.30' 'psycopg2-binary>=2.9'; do \
+	    $(PIP) install --only-binary=:all: "$$peer" 2>/dev/null || echo "no $$peer for this Python"; done
 	@touch $@
 
 $(VENV)/.has-%: $(VENV)/.wheel

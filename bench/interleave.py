@@ -13,58 +13,37 @@ and comparison of its own.
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 _replayed = 0.0
 
 
-@dataclass(frozen=True)
-class Depth:
-    """How much is measured: rounds, and seconds in each, of the two kinds of benchmark."""
-
-    cycle_rounds: int
-    cycle_seconds: float
-    contended_rounds: int
-    contended_seconds: float
-
-
-def interleave(batches: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def interleave(batches: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
     """Run every batch once a round, for *rounds* rounds, and return the results by name.
 
-    The collector runs between batches and not within them.
+    The collector runs between batches and not within them, and only over what they leave behind.
     """
-    results: dict[str, list[T]] = {name: [] for name in batches}
+    results: dict[K, list[T]] = {name: [] for name in batches}
     order = list(batches)
-    for _ in range(rounds):
-        for name in order:
-            gc.collect()
-            gc.disable()
-            try:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name in order:
+                gc.collect()
                 results[name].append(batches[name]())
-            finally:
-                gc.enable()
-        order.reverse()
+            order.reverse()
+    finally:
+        gc.enable()
+        gc.unfreeze()
     return results
-
-
-def seconds_per_call(call_many: Callable[[int], None], n: int) -> float:
-    """Time *call_many*, which does its work *n* times, and return the seconds for one."""
-    start = time.perf_counter()
-    call_many(n)
-    return (time.perf_counter() - start) / n
-
-
-def calls_for(call_many: Callable[[int], None], seconds: float) -> int:
-    """Find how many calls take about *seconds*; warms up as it does so."""
-    seconds_per_call(call_many, 200)
-    return max(50, int(seconds / seconds_per_call(call_many, 200)))
 
 
 def replayed_clock() -> float:

@@ -1,159 +1,85 @@
-"""What 64 threads get from 4 connections: throughput, how long each waits, and who is served."""
+"""What threads get from fewer connections: throughput, how long each waits, and who is served."""
 
 from __future__ import annotations
 
-import threading
-import time
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache, partial
-from statistics import median
-from typing import Any
+from functools import partial
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from interleave import Depth, interleave, record, replayed_clock
-from peers import MODULES, open_pool, peer_version
+from .conftest import Measured, Publish
+from .depth import COMPARED, Depth, Point, Sampling, chosen
+from .interleave import interleave, replayed_clock
+from .peers import POOLS, Pool, Settings, present
+from .rounds import Round, figures
 
-SIZE = 4
-THREADS = 64
+# CPU-bound threads beside them say more of the language than of the pool: one of each kind.
+BURDENED = (*COMPARED, "simplequeue", "hikaricp", "bare")
 
-
-def hold_nothing(conn: Any) -> None:
-    """Give it back at once."""
-
-
-def hold_select(conn: Any) -> None:
-    """Ask the server for one row; autocommit, so that is one round trip."""
-    assert conn.execute("SELECT 1").fetchone() == (1,)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.benchmark(timer=replayed_clock)]
 
 
-def hold_millisecond(conn: Any) -> None:
-    """Keep the connection for 1 ms without using a processor."""
-    time.sleep(0.001)
+def plan(depth: Depth) -> dict[Point, tuple[Sequence[str], Sampling]]:
+    """Tell which peers are measured at which points, and how often."""
+    points: dict[Point, tuple[Sequence[str], Sampling]] = {}
+    for point in (*depth.matrix_points, *depth.diagonal_points):
+        points[point] = (COMPARED, depth.matrix)
+    for point in depth.diagonal_points:
+        points[point] = (tuple(POOLS), depth.matrix)
+    for point in depth.headline_points:
+        points[point] = (tuple(POOLS), depth.headline)
+    for point in depth.burdened_points:
+        points[point] = (BURDENED, depth.burdened)
 
+    def takes_part(peer: str, point: Point) -> bool:
+        # Without a pool only the query can be measured.
+        return peer != "bare" or point.hold == "SELECT 1"
 
-HOLDS = {"nothing": hold_nothing, "SELECT 1": hold_select, "1 ms": hold_millisecond}
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round gave; waits are in seconds."""
-
-    rate: float
-    """Requests a second."""
-    share: float
-    """The least served thread's requests, as a part of the most served one's."""
-    wait_p50: float
-    wait_p99: float
-    wait_p999: float
-    wait_max: float
-
-
-def summary(elapsed: float, served: list[int], waits: list[float]) -> Round:
-    """Sum up what *served* tells by thread, and *waits* by request."""
-    waits = sorted(waits)
-
-    def quantile(part: float) -> float:
-        return waits[min(len(waits) - 1, int(part * len(waits)))]
-
-    return Round(
-        rate=sum(served) / elapsed,
-        share=min(served) / max(served),
-        wait_p50=quantile(0.5),
-        wait_p99=quantile(0.99),
-        wait_p999=quantile(0.999),
-        wait_max=waits[-1],
-    )
-
-
-def play_round(pool: Any, hold: Callable[[Any], None], seconds: float) -> Round:
-    """Let 64 threads take, hold and give back for *seconds*, and see that none shares one."""
-    gate = threading.Barrier(THREADS + 1)
-    served = [0] * THREADS
-    waits: list[list[float]] = [[] for _ in range(THREADS)]
-    failures: list[BaseException] = []
-    deadline = 0.0
-
-    def client(index: int) -> None:
-        clock, mine, n = time.perf_counter, waits[index], 0
-        try:
-            gate.wait()
-            gate.wait()
-            while (asked := clock()) < deadline:
-                conn = pool.getconn()
-                mine.append(clock() - asked)
-                conn.bench_holder = index
-                hold(conn)
-                assert conn.bench_holder == index, "one connection was lent to two threads at once"
-                pool.putconn(conn)
-                n += 1
-        except BaseException as error:
-            failures.append(error)
-        served[index] = n
-
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    gate.wait()
-    start = time.perf_counter()
-    deadline = start + seconds
-    gate.wait()
-    for thread in threads:
-        thread.join()
-    elapsed = time.perf_counter() - start
-    if failures:
-        raise failures[0]
-    stats = pool.pop_stats()
-    assert stats["requests_num"] == sum(served)
-    assert stats.get("requests_errors", 0) == 0
-    assert stats["pool_size"] == stats["pool_available"] == SIZE
-    return summary(elapsed, served, [wait for mine in waits for wait in mine])
-
-
-def figures(rounds: Sequence[Round]) -> dict[str, float]:
-    """Sum up *rounds*: the median of each figure, but the longest wait of all."""
-    medians = {
-        field.name: median(getattr(each, field.name) for each in rounds) for field in fields(Round)
+    return {
+        point: ([peer for peer in present(*peers) if takes_part(peer, point)], sampling)
+        for point, (peers, sampling) in points.items()
     }
-    return medians | {"wait_max": max(each.wait_max for each in rounds)}
 
 
-@pytest.fixture(scope="session")
-def contended_rounds(dsn: str, depth: Depth) -> Callable[[str], dict[str, list[Round]]]:
-    """Measure one way of holding on all peers at once, when the first of them is asked for."""
-
-    @cache
-    def measure(hold: str) -> dict[str, list[Round]]:
-        pools = {peer: open_pool(peer, dsn, SIZE, autocommit=True) for peer in MODULES}
-        try:
-            batches = {}
-            for peer, pool in pools.items():
-                pool.pop_stats()
-                batches[peer] = partial(play_round, pool, HOLDS[hold], depth.contended_seconds)
-            return interleave(batches, depth.contended_rounds)
-        finally:
-            for pool in pools.values():
-                pool.close()
-
-    return measure
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    points = plan(chosen(metafunc.config))
+    pairs = [(point, peer) for point, (peers, _) in points.items() for peer in peers]
+    ids = [f"{point}-{peer}" for point, peer in pairs]
+    metafunc.parametrize(("point", "peer"), pairs, ids=ids)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("peer", list(MODULES))
-@pytest.mark.parametrize("hold", list(HOLDS))
-@pytest.mark.benchmark(timer=replayed_clock)
+def measure(dsn: str, depth: Depth, point: Point) -> dict[str, list[Round]]:
+    """Play rounds of one point on all its peers, in turns."""
+    peers, sampling = plan(depth)[point]
+    seconds = point.seconds(sampling.seconds)
+    settings = Settings(dsn, point.connections, point.connections, autocommit=True)
+    with contextlib.ExitStack() as stack:
+        batches: dict[str, Callable[[], Round]] = {}
+        for peer in peers:
+            pool: Pool = POOLS[peer](settings)
+            stack.callback(pool.close)
+            batches[peer] = partial(pool.contend, point, seconds)
+        return interleave(batches, sampling.rounds)
+
+
 def test_contended(
-    benchmark: BenchmarkFixture,
-    contended_rounds: Callable[[str], dict[str, list[Round]]],
-    facts: dict[str, Any],
-    hold: str,
-    peer: str,
+    measured: Measured, dsn: str, depth: Depth, publish: Publish, point: Point, peer: str
 ) -> None:
     """The sample of a round is its seconds for one request, of all threads together."""
-    benchmark.group = f"contended: 64 threads, 4 connections, hold {hold}"
-    rounds = contended_rounds(hold)[peer]
-    samples = [1 / each.rate for each in rounds]
-    about = {"hold": hold, "peer": peer, "version": peer_version(peer), "threads": THREADS}
-    record(benchmark, samples, **about, **figures(rounds), **facts)
+    rounds = measured(point, partial(measure, dsn, depth, point))[peer]
+    group = f"contended: {point.clients} threads, {point.connections} connections, {point.hold}"
+    if point.burners:
+        group += f", {point.burners} CPU-bound threads beside"
+    publish(
+        POOLS[peer],
+        group,
+        [1 / each.rate for each in rounds],
+        workload="contended",
+        threads=point.clients,
+        clients=POOLS[peer].clients(point),
+        connections=point.connections,
+        hold=point.hold,
+        burners=point.burners,
+        **figures(rounds),
+    )

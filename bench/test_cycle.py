@@ -1,94 +1,97 @@
-"""What one lending and its return cost when nobody else wants a connection: one thread."""
+"""What one lending and its return cost when nobody else wants a connection: one thread or task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from interleave import Depth, calls_for, interleave, record, replayed_clock, seconds_per_call
-from peers import MODULES, lender, open_pool, peer_version
+from .conftest import Measured, Publish
+from .cycles import SCENARIOS
+from .depth import Depth
+from .interleave import interleave, replayed_clock
+from .peers import ASYNC_POOLS, POOLS, AsyncPool, Peer, Pool, Settings
 
 SIZE = 4
 
-Samples = dict[str, list[float]]
+Key = tuple[str, str]
+Samples = dict[Key, list[float]]
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.benchmark(timer=replayed_clock)]
 
 
-def getconn_putconn(peer: str, pool: Any, n: int) -> None:
-    """Take and give back by the two methods."""
-    getconn, putconn = pool.getconn, pool.putconn
-    for _ in range(n):
-        putconn(getconn())
+def pairs(peers: Mapping[str, type[Peer]]) -> list[Key]:
+    """Pair every scenario with the peers that have it."""
+    return [(each, name) for each in SCENARIOS for name in peers if each in peers[name].scenarios]
 
 
-def connect_close(peer: str, pool: Any, n: int) -> None:
-    """Take a connection whose own close() gives it back."""
-    lend = lender(peer, pool)
-    for _ in range(n):
-        lend().close()
+def calls_for(cycle: Callable[[int], float], seconds: float) -> int:
+    """Find how many calls take about *seconds*; warms up as it does so."""
+    cycle(200)
+    return max(50, int(seconds / cycle(200)))
 
 
-def connection_block(peer: str, pool: Any, n: int) -> None:
-    """Take for the length of a with block."""
-    connection = pool.connection
-    for _ in range(n):
-        with connection():
-            pass
+def measure(dsn: str, depth: Depth) -> Samples:
+    """Seconds for one cycle, of every scenario of every pool for threads, all in turns."""
+    with contextlib.ExitStack() as stack:
+        batches: dict[Key, Callable[[], float]] = {}
+        for name, peer in POOLS.items():
+            pool: Pool = peer(Settings(dsn, SIZE, SIZE))
+            stack.callback(pool.close)
+            for scenario in pool.scenarios:
+                cycle = partial(pool.cycle, scenario)
+                n = calls_for(cycle, depth.cycle.seconds)
+                batches[scenario, name] = partial(cycle, n)
+        return interleave(batches, depth.cycle.rounds)
 
 
-SCENARIOS = {
-    "getconn_putconn": getconn_putconn,
-    "connect_close": connect_close,
-    "connection_block": connection_block,
-}
+def measure_async(loop: asyncio.AbstractEventLoop, dsn: str, depth: Depth) -> Samples:
+    """The same of every pool for tasks."""
+    run = loop.run_until_complete
+
+    def cycle(pool: AsyncPool, scenario: str, n: int) -> float:
+        return run(pool.cycle(scenario, n))
+
+    def close(pool: AsyncPool) -> None:
+        run(pool.close())
+
+    with contextlib.ExitStack() as stack:
+        batches: dict[Key, Callable[[], float]] = {}
+        for name, peer in ASYNC_POOLS.items():
+            pool: AsyncPool = peer(Settings(dsn, SIZE, SIZE))
+            run(pool.open())
+            stack.callback(close, pool)
+            for scenario in pool.scenarios:
+                one = partial(cycle, pool, scenario)
+                n = calls_for(one, depth.cycle_async.seconds)
+                batches[scenario, name] = partial(one, n)
+        return interleave(batches, depth.cycle_async.rounds)
 
 
-def batch(cycle: Callable[[int], None], pool: Any, n: int) -> float:
-    """Time *n* cycles; what the pool counted must be what was asked of it."""
-    pool.pop_stats()
-    seconds = seconds_per_call(cycle, n)
-    stats = pool.pop_stats()
-    assert stats["requests_num"] == n
-    assert stats.get("requests_errors", 0) == 0
-    assert stats["pool_size"] == stats["pool_available"] == SIZE
-    return seconds
-
-
-@pytest.fixture(scope="session")
-def cycle_samples(dsn: str, depth: Depth) -> Callable[[str], Samples]:
-    """Measure a scenario on all peers at once, when the first of them is asked for."""
-
-    @cache
-    def measure(scenario: str) -> Samples:
-        pools = {peer: open_pool(peer, dsn, SIZE) for peer in MODULES}
-        try:
-            batches = {}
-            for peer, pool in pools.items():
-                cycle = partial(SCENARIOS[scenario], peer, pool)
-                calls = calls_for(cycle, depth.cycle_seconds)
-                batches[peer] = partial(batch, cycle, pool, calls)
-            return interleave(batches, depth.cycle_rounds)
-        finally:
-            for pool in pools.values():
-                pool.close()
-
-    return measure
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("peer", list(MODULES))
-@pytest.mark.parametrize("scenario", list(SCENARIOS))
-@pytest.mark.benchmark(timer=replayed_clock)
+@pytest.mark.parametrize(("scenario", "peer"), pairs(POOLS))
 def test_cycle(
-    benchmark: BenchmarkFixture,
-    cycle_samples: Callable[[str], Samples],
-    facts: dict[str, Any],
+    measured: Measured, dsn: str, depth: Depth, publish: Publish, scenario: str, peer: str
+) -> None:
+    """The sample of a round is its seconds for one cycle."""
+    about = {"workload": "cycle", "scenario": scenario, "mode": "sync", "stub": False}
+    samples = measured("cycle", partial(measure, dsn, depth))[scenario, peer]
+    publish(POOLS[peer], f"cycle: {scenario}", samples, **about)
+
+
+@pytest.mark.parametrize(("scenario", "peer"), pairs(ASYNC_POOLS))
+def test_cycle_async(
+    measured: Measured,
+    loop: asyncio.AbstractEventLoop,
+    dsn: str,
+    depth: Depth,
+    publish: Publish,
     scenario: str,
     peer: str,
 ) -> None:
-    benchmark.group = f"cycle: {scenario}"
-    samples = cycle_samples(scenario)[peer]
-    record(benchmark, samples, scenario=scenario, peer=peer, version=peer_version(peer), **facts)
+    """The same for a task."""
+    about = {"workload": "cycle", "scenario": scenario, "mode": "async", "stub": False}
+    samples = measured("async cycle", partial(measure_async, loop, dsn, depth))[scenario, peer]
+    publish(ASYNC_POOLS[peer], f"cycle, async: {scenario}", samples, **about)

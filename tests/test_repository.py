@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SCRIPTS = ["compare.sh", "install.sh", "pip.sh", "preflight.sh", "publish.sh", "venv.sh"]
 READY = {"version": "3.11", "supported": "yes", "venv": "yes", "cc": "cc", "include": "/nowhere"}
 
 pytestmark = pytest.mark.skipif(
@@ -149,7 +150,7 @@ def test_another_failure_of_pip_is_not_called_no_network() -> None:
     assert "no-such-folder" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["preflight.sh", "pip.sh", "venv.sh", "install.sh"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_posix_shell(script: str) -> None:
     path = ROOT / "scripts" / script
     assert path.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
@@ -190,7 +191,8 @@ def test_jobs_only_call_the_makefile(workflow: Path) -> None:
 
 
 def test_the_readme_shows_the_figures_of_the_stored_run() -> None:
-    done = run(sys.executable, "bench/figures.py", "check")
+    stored = ("bench/results/readme.json", "--readme", "README.md", "--check")
+    done = run(sys.executable, "-m", "bench.report", *stored)
     assert done.returncode == 0, done.stderr
 
 

@@ -139,11 +139,15 @@ def test_workers_end_when_there_is_no_more_work(
 
 
 def test_close_waits_for_the_workers(
-    new_pool: Callable[..., Any], network: Any, spawn: Callable[..., Any]
+    new_pool: Callable[..., Any],
+    network: Any,
+    spawn: Callable[..., Any],
+    eventually: Callable[..., Any],
 ) -> None:
     pool = new_pool(connection_class=network.connection_class, open=False)
     network.hold()
     pool.open()
+    eventually(lambda: network.in_flight == 1)
     call = spawn(pool.close, 10.0)
     while not pool.closed:
         time.sleep(0.001)
