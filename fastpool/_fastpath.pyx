@@ -87,7 +87,7 @@ cdef object PUTCONN = "putconn"
 cdef object POOL = "_pool"
 
 
-# --- attributes without a lookup -------------------------------------------------------------------
+# --- attributes without a lookup
 #
 # An attribute's lookup costs a third of a checkout: where does it come from, the class or the
 # instance? For a class that has been looked at once, until it is changed, that is known.
