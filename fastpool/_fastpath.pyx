@@ -87,7 +87,7 @@ cdef object PUTCONN = "putconn"
 cdef object POOL = "_pool"
 
 
-# --- attributes without a lookup
+# --- attributes without a lookup --------------------------------------------------------------
 #
 # An attribute's lookup costs a third of a checkout: where does it come from, the class or the
 # instance? For a class that has been looked at once, until it is changed, that is known.
@@ -366,7 +366,7 @@ def connection_async(FastPath pool not None, timeout=None):
     return AsyncConnectionBlock(pool, timeout)
 
 
-# --- methods in C that look like methods in Python ------------------------------------------------
+# --- methods in C that look like methods in Python --------------------------------------------
 #
 # A call of a Python function costs as much as a whole checkout. But a method in C is none to who
 # inspects it: unittest.mock's autospec checks no arguments and passes no self, help() has no

@@ -42,6 +42,8 @@ class Tasks:
         self._loop.call_later(delay, self._start, context=Context())
 
     def _start(self) -> None:
+        if getattr(self._loop, "_asyncgens_shutdown_called", False):
+            return  # asyncio.run() is past the cancelling of tasks: a new one would be destroyed
         if self._jobs and len(self._tasks) < self._limit:
             task = self._loop.create_task(self._work(), name=f"{self._name}-worker")
             self._tasks.add(task)

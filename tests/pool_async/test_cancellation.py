@@ -636,8 +636,10 @@ async def test_closing_while_a_chore_is_under_way(
         )
         pools.append(pool)
         if under_way == "connect":
+            network.hold()
             await pool.open()
             await eventually(lambda: network.in_flight)
+            asyncio.get_running_loop().call_soon(network.release)  # when it is being closed
         else:
             await pool.open(wait=True)
             conns = [await pool.getconn() for _ in range(2)]

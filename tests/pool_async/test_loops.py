@@ -410,8 +410,10 @@ PREAMBLE = """
     async def forever(conn):
         await asyncio.sleep(3600)
 
+    # Not the connects that fail, nor that a step took long; of destroyed tasks, yes.
     import logging
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 """
 
 LEFT_OPEN = {
@@ -462,6 +464,25 @@ LEFT_OPEN = {
             pool = AsyncConnectionPool(dsn, connection_class=Failing, min_size=2, open=False)
             await pool.open()
             await asyncio.sleep(0.05)
+    """,
+    "in backoff, an attempt due as it ends": """
+        import time
+        from fastpool.base import AttemptWithBackoff
+        AttemptWithBackoff.INITIAL_DELAY = AttemptWithBackoff.MAX_DELAY = 0.1
+
+        class StuckNext(Failing):
+            @classmethod
+            async def connect(cls, *args, **kwargs):
+                StuckNext.connect = Stuck.connect
+                return await super().connect(*args, **kwargs)
+
+        async def main():
+            global pool
+            pool = AsyncConnectionPool(dsn, connection_class=StuckNext, min_size=1, open=False)
+            await pool.open()
+            while pool._last_error is None:
+                await asyncio.sleep(0)
+            time.sleep(0.3)
     """,
     "with requests that wait": """
         async def main():
