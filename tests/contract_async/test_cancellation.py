@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
+DRIVER = tuple(int(part) for part in psycopg.__version__.split(".")[:3])
+
 MOST_STEPS = 40
 SIZE = 2
 
@@ -179,6 +181,9 @@ async def test_cancelled_upkeep_loses_nothing(check_each_step, upkeep):
     await check_each_step(UPKEEP[upkeep], reset=pause)
 
 
+@pytest.mark.skipif(
+    DRIVER < (3, 3, 8), reason="this driver makes an error of a cancellation on a dead connection"
+)
 async def test_cancelled_upkeep_of_dead_connections_loses_nothing(check_each_step, end_session):
     async def check_dead_ones(pool):
         for conn in list(pool._pool):

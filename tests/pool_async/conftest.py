@@ -296,6 +296,7 @@ class Network:
     def hold(self) -> None:
         """Let every connect wait until it is let through."""
         self._held = True
+        self._gate = asyncio.Semaphore(0)  # nothing is left of what the last one let through
 
     def let(self, count: int) -> None:
         """Let that many of the connects that wait, or will, through the gate."""
