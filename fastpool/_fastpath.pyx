@@ -106,12 +106,15 @@ cdef extern from *:
     #endif
 
     /* conn.pgconn.transaction_status. Of a compiled psycopg it is a getter in C. */
-    static fp_atomic fp_pg_version;     /* of the pgconn's class whose getter this is */
+    static fp_atomic fp_pg_learnt;      /* 0 -> 1: the one who does it, for the process's life */
+    static fp_atomic fp_pg_version;     /* of the pgconn's class whose getter this is; set last */
     static getter fp_pg_get;
     static void *fp_pg_closure;
 
     static void fp_learn_status(PyTypeObject *type) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, "transaction_status");
+        PyObject *found;
+        if (type->tp_version_tag == 0 || !fp_cas(&fp_pg_learnt, 0, 1)) return;
+        found = PyObject_GetAttrString((PyObject *)type, "transaction_status");
         if (found == NULL) PyErr_Clear();
         else if (Py_IS_TYPE(found, &PyGetSetDescr_Type)) {
             fp_pg_get = ((PyGetSetDescrObject *)found)->d_getset->get;
@@ -585,12 +588,9 @@ cdef class Lease:
         cdef int64_t now
         conn = None
         attributes = self.closed.copy()
-        pool = self.pool
-        if pool is not None:
-            pool.check_loop()       # raises before anything is ended
-            pool = None
         with cython.critical_section(self):
             if self.entry is not None:
+                self.pool.check_loop()      # raises before anything is ended
                 pool, conn, entry = self.pool, self.conn, self.entry
                 if pool.is_direct():
                     outcome = pool._table.begin_return_c(entry, self.lending >> 8)
@@ -613,7 +613,8 @@ cdef class Lease:
     @property
     def _lent(self):
         """(pool, connection) while the lease is valid, else None."""
-        return None if self.conn is None else (self.pool, self.conn)
+        with cython.critical_section(self):     # two threads may end it at once
+            return None if self.conn is None else (self.pool, self.conn)
 
     def close(self):
         """Give the connection back to the pool. Harmless when that has been done already."""
@@ -623,10 +624,12 @@ cdef class Lease:
             give_back(conn)
 
     def __exit__(self, exc_type, exc, traceback):
-        conn = self.conn
+        cdef FastPath pool
+        with cython.critical_section(self):
+            pool, conn = self.pool, self.conn
         try:
             if (conn is None
-                    or exc_type is None and is_plain(conn) and leaves_nothing(self.pool, conn)):
+                    or exc_type is None and is_plain(conn) and leaves_nothing(pool, conn)):
                 return None
             return self._driver_exit(conn, "__exit__")(exc_type, exc, traceback)
         finally:
@@ -641,8 +644,8 @@ cdef class Lease:
 
     def _leaves_nothing(self):
         """Whether leaving `async with` of the connection without an exception would do nothing."""
-        return (self.conn is None
-                or is_plain_async(self.conn) and leaves_nothing(self.pool, self.conn))
+        lent = self._lent
+        return lent is None or is_plain_async(lent[1]) and leaves_nothing(lent[0], lent[1])
 
     def _dropped(self):
         """In place of the driver's finalizer: the session is the connection's, not the lease's."""

@@ -79,12 +79,11 @@ class Connector:
         while isinstance(debt := table.enter(table.min_size), Debt):
             self.start(debt)
 
-    def add_one(self) -> None:
-        """Start one connect if there is room for it."""
+    def take_room(self) -> Debt | None:
+        """Take an empty slot to connect, None at the maximum."""
         table = self._pool._table
         debt = table.enter(table.max_size or LIMIT)
-        if isinstance(debt, Debt):
-            self.start(debt)
+        return debt if isinstance(debt, Debt) else None
 
     def start(self, debt: Debt) -> None:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""

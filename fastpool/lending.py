@@ -18,10 +18,8 @@ from ._core import (
     COUNT_REQUEST,
     COUNT_REQUEST_ERROR,
     COUNT_RETURN_BAD,
-    LIMIT,
     RETURN_LATE,
     RETURN_TAKEN,
-    Debt,
     Waiter,
 )
 from ._fastpath import Lease
@@ -131,8 +129,8 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
 
 async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:
     """Open a connection for this caller. None when the pool is at its maximum."""
-    debt = pool._table.enter(pool._table.max_size or LIMIT)
-    if not isinstance(debt, Debt):
+    debt = pool._connector.take_room()
+    if debt is None:
         return None
     try:
         conn = await pool._connector.lend(debt, deadline - now())

@@ -143,8 +143,9 @@ async def wait(pool: BasePool, timeout: float) -> None:
             full = _all_lent(pool)
         if not full:
             logger.info("waiting for pool %r initialization", pool.name)
-            if not table.keeps_idle:
-                pool._connector.add_one()
+            room = None if table.keeps_idle else pool._connector.take_room()
+            if room is not None:
+                pool._connector.start(room)
             await pool._watch(waiter, timeout)
     finally:
         settled = table.unwatch(waiter)
