@@ -45,8 +45,9 @@ test: $(VENV)/.has-test ## run the tests on the installed package
 	@$(BIN)/pytest -m "not stress and not clients" -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
 
 .PHONY: test-clients
-test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy and others on psycopg_pool and on fastpool
-	@$(BIN)/pytest tests/clients $(PYTEST_ARGS)
+test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy, tracers, gevent, uvloop and others on both pools
+	@$(BIN)/pytest tests/clients tests/pool/test_gevent.py tests/pool/test_instrumentation.py $(PYTEST_ARGS)
+	@$(BIN)/pytest tests/contract_async tests/pool_async -k uvloop -n $(TEST_JOBS) $(PYTEST_ARGS)
 
 .PHONY: stress
 stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
