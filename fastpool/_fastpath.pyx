@@ -679,22 +679,24 @@ cdef class Block:
             self.lending = self.word()
         return 0
 
-    cdef object end(self):
+    cdef object end(self, exc_type):
         """The block is left: its connection, None if it was not entered, or given back inside."""
         conn = self.conn
         self.conn = None
-        if conn is not None and self.is_over():
-            # Given back inside the block: it may be somebody else's by now.
-            if not self.pool.close_returns:
-                self.pool._refuse(conn)
-            return None
-        return conn
+        return conn if conn is not None and self.is_still_lent(conn, exc_type) else None
 
-    cdef Entry before_return(self, conn):
+    cdef bint is_still_lent(self, conn, exc_type) except -1:
+        """False when the connection was given back inside the block: it may be somebody else's by
+        now. Refuse that, unless an exception is on its way, which the refusal would replace."""
+        if not self.is_over():
+            return True
+        if exc_type is None and not self.pool.close_returns:
+            self.pool._refuse(conn)
+        return False
+
+    cdef Entry before_return(self):
         """Let go of the connection's entry, and return it."""
         entry = self.entry
-        if self.is_over():
-            self.pool._refuse(conn)
         self.entry = None
         return entry
 
@@ -738,7 +740,7 @@ cdef class ConnectionBlock(Block):
 
     def __exit__(self, exc_type, exc, traceback):
         cdef Entry entry
-        conn = self.end()
+        conn = self.end(exc_type)
         if conn is None:
             return None
         try:
@@ -747,13 +749,14 @@ cdef class ConnectionBlock(Block):
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
             try:
-                entry = self.before_return(conn)
-                if not self.pool.is_direct():
-                    entry = None    # the connection's own: it must end with the connection
-                    self.pool.putconn(conn)
-                elif entry is None or not keep(self.pool, entry, conn):
-                    entry = None
-                    self.pool._putconn(conn)
+                if self.is_still_lent(conn, exc_type):
+                    entry = self.before_return()
+                    if not self.pool.is_direct():
+                        entry = None    # the connection's own: it must end with the connection
+                        self.pool.putconn(conn)
+                    elif entry is None or not keep(self.pool, entry, conn):
+                        entry = None
+                        self.pool._putconn(conn)
             finally:
                 self.after_return()
 
@@ -794,7 +797,7 @@ cdef class AsyncConnectionBlock(Block):
     async def __aexit__(self, exc_type, exc, traceback):
         cdef Entry entry
         cdef bint is_kept
-        conn = self.end()
+        conn = self.end(exc_type)
         if conn is None:
             return None
         try:
@@ -803,12 +806,13 @@ cdef class AsyncConnectionBlock(Block):
             return await type(conn).__aexit__(conn, exc_type, exc, traceback)
         finally:
             try:
-                entry = self.before_return(conn)
-                is_kept = entry is not None and self.pool.is_direct()
-                is_kept = is_kept and keep(self.pool, entry, conn)
-                entry = None        # the connection's own: it must end with the connection
-                if not is_kept:
-                    await self.pool.putconn(conn)
+                if self.is_still_lent(conn, exc_type):
+                    entry = self.before_return()
+                    is_kept = entry is not None and self.pool.is_direct()
+                    is_kept = is_kept and keep(self.pool, entry, conn)
+                    entry = None    # the connection's own: it must end with the connection
+                    if not is_kept:
+                        await self.pool.putconn(conn)
             finally:
                 self.after_return()
 

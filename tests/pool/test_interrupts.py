@@ -330,3 +330,85 @@ def test_threads_killed_at_any_moment_lose_nothing(
             deaths[0] += 1
     assert deaths[0] > 50
     all_there(pool)
+
+
+# --- exceptions that meet a misuse ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["direct", "overridden"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, KeyError])
+def test_an_exception_on_its_way_is_not_replaced_by_the_refusal_of_a_second_return(
+    error: type[BaseException],
+    way: str,
+    new_pool: Callable[..., Any],
+    all_there: Callable[[Any], None],
+) -> None:
+    pool = new_pool()
+    if way == "overridden":
+        pool.putconn = pool.putconn
+    raised = error("on its way")
+    with pytest.raises(error) as caught:
+        with pool.connection() as conn:
+            pool.putconn(conn)
+            raise raised
+    assert caught.value is raised
+    del conn, caught
+    all_there(pool)
+
+
+def test_without_an_exception_the_second_return_of_a_block_is_refused(
+    new_pool: Callable[..., Any], all_there: Callable[[Any], None]
+) -> None:
+    pool = new_pool()
+    with pytest.raises(ValueError, match="can't return connection"):
+        with pool.connection() as conn:
+            pool.putconn(conn)
+    all_there(pool)
+
+
+def test_a_block_left_by_an_exception_leaves_the_next_borrower_its_connection(
+    new_pool: Callable[..., Any], pid: Callable[[Any], int]
+) -> None:
+    pool = new_pool()
+    with pytest.raises(KeyboardInterrupt):
+        with pool.connection() as conn:
+            pool.putconn(conn)
+            other = pool.getconn(timeout=0.0)
+            other.execute("select 1")
+            raise KeyboardInterrupt
+    assert pool.snapshot().counts["in_use"] == 1
+    assert pid(other) == pool.snapshot().slots[0].backend_pid
+    assert other.info.transaction_status.name == "INTRANS"
+    pool.putconn(other)
+
+
+# --- generators -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["close", "throw", "drop", "drop in a cycle"])
+@pytest.mark.parametrize("how", ["connect", "connection"])
+def test_a_generator_that_is_ended_in_its_block_gives_back(
+    how: str, end: str, new_pool: Callable[..., Any], all_there: Callable[[Any], None]
+) -> None:
+    pool = new_pool()
+
+    def rows() -> Iterator[Any]:
+        with getattr(pool, how)() as conn:
+            yield from conn.execute("select generate_series(1, 3)")
+
+    lines: Any = rows()
+    assert next(lines) == (1,)
+    assert pool.snapshot().counts["in_use"] == 1
+    if end == "close":
+        lines.close()
+    elif end == "throw":
+        with pytest.raises(Killed):
+            lines.throw(Killed())
+    else:
+        if end == "drop in a cycle":
+            cycle = [lines]
+            cycle.append(cycle)  # type: ignore[arg-type]
+            del cycle
+        del lines
+        gc.collect()
+    all_there(pool)

@@ -433,6 +433,37 @@ async def test_a_block_given_a_connection_of_a_class_that_does_more_when_it_is_e
     assert await everywhere(prepare, settled(pool), asks=True) >= 5
 
 
+@pytest.mark.parametrize("overridden", [False, True])
+async def test_a_cancelled_block_whose_connection_was_given_back_inside_it_ends_cancelled(
+    everywhere, open_pool, sessions, settled, overridden
+):
+    """putconn inside the block, then the cancellation: it comes out, not the ValueError that
+    refuses the second return, or whoever waits for a cancelled task sees a task that failed."""
+    pool = await open_pool(kwargs=sessions.kwargs)
+    if overridden:
+        pool.putconn = pool.putconn
+
+    async def work():
+        with suppress(ValueError):
+            async with pool.connection(timeout=5.0) as conn:
+                await pool.putconn(conn)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+    async def prepare():
+        return work()
+
+    assert await everywhere(prepare, settled(pool)) == 2
+
+
+async def test_without_a_cancellation_the_second_return_of_a_block_is_refused(open_pool, whole):
+    pool = await open_pool()
+    with pytest.raises(ValueError, match="can't return connection"):
+        async with pool.connection() as conn:
+            await pool.putconn(conn)
+    await whole(pool)
+
+
 async def test_a_lease_closed_by_hand(everywhere, open_pool, sessions, settled):
     pool = await open_pool(min_size=2, kwargs=sessions.kwargs)
 
@@ -1085,8 +1116,21 @@ async def test_each_who_is_granted_and_cancelled_hands_on_to_the_next(open_pool,
     await pool.putconn(conn)
 
 
+async def get_in_time(pool, seconds):
+    """getconn() in a block of asyncio.timeout(); what it brings at the last moment goes back."""
+    conn = None
+    try:
+        async with asyncio.timeout(seconds):
+            conn = await pool.getconn(timeout=5.0)
+    except TimeoutError:
+        if conn is not None:
+            await pool.putconn(conn)
+        raise
+    return conn
+
+
 @pytest.mark.parametrize("grants_first", [False, True])
-@pytest.mark.parametrize("how", ["its own", "wait_for", "cancel"])
+@pytest.mark.parametrize("how", ["its own", "wait_for", "timeout", "cancel"])
 async def test_an_end_of_the_wait_and_a_grant_in_one_turn_of_the_loop(
     open_pool, spawn, waiting, whole, how, grants_first
 ):
@@ -1099,6 +1143,10 @@ async def test_an_end_of_the_wait_and_a_grant_in_one_turn_of_the_loop(
         call = spawn(pool.getconn(timeout=due))
     elif how == "wait_for":
         call = spawn(asyncio.wait_for(pool.getconn(timeout=5.0), timeout=due))
+    elif how == "timeout":
+        if sys.version_info < (3, 11):
+            pytest.skip("asyncio.timeout() came with Python 3.11")
+        call = spawn(get_in_time(pool, due))
     else:
         call = spawn(pool.getconn(timeout=5.0))
         loop.call_later(due, call.task.cancel)
