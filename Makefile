@@ -46,6 +46,7 @@ test: $(VENV)/.has-test ## run the tests on the installed package
 
 .PHONY: test-clients
 test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy, tracers, gevent, uvloop and others on both pools
+	@$(BIN)/pytest tests/docs -m clients -p no:benchmark $(PYTEST_ARGS)
 	@$(BIN)/pytest tests/clients tests/pool/test_gevent.py tests/pool/test_instrumentation.py $(PYTEST_ARGS)
 	@$(BIN)/pytest tests/contract_async tests/pool_async -k uvloop -n $(TEST_JOBS) $(PYTEST_ARGS)
 
@@ -68,6 +69,16 @@ lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the bui
 	    codespell mypy "pytest -q tests/typing/test_checkers.py" \
 	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) fastpool._core fastpool._fastpath"; \
 	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
+
+.PHONY: docs
+docs: $(VENV)/.has-docs ## make a site of docs/ in VENV/docs; every warning is an error
+	@$(BIN)/python scripts/reference.py --check
+	@$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs $(VENV)/docs
+	@echo "$(VENV)/docs/index.html"
+
+.PHONY: reference
+reference: $(VENV)/.has-docs ## write docs/reference.md from the docstrings
+	@$(BIN)/python scripts/reference.py
 
 .PHONY: format
 format: $(VENV)/.has-lint ## rewrite the Python sources in the house style

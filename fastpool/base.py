@@ -278,7 +278,29 @@ class BasePool(FastPath):
     def get_stats(self) -> dict[str, int]:
         """Return the pool's measures as of now and its counters since the last `pop_stats()`.
 
-        Every key is there, always. Thread-safe; blocks nobody.
+        Every key is there, always. Measures:
+
+        *pool_min*, *pool_max*: the sizes that were set.
+        *pool_size*: connections lent, available, or being made.
+        *pool_available*: connections that can be lent at once.
+        *requests_waiting*: requests that wait for a connection now.
+
+        Counters:
+
+        *requests_num*: requests for a connection, also those that were refused.
+        *requests_queued*: requests that had to wait.
+        *requests_wait_ms*: how long they waited, all together, in milliseconds.
+        *requests_errors*: requests that waited in vain (timeout, interrupt, pool closed), or that
+        `max_waiting` refused.
+        *usage_ms*: how long `connection()` blocks held connections, all together, in milliseconds.
+        *returns_bad*: connections that came back broken or busy, or that failed in `reset`.
+        *connections_num*: attempts to connect.
+        *connections_ms*: how long those that succeeded took, all together, in milliseconds.
+        *connections_errors*: attempts to connect that failed.
+        *connections_lost*: connections found broken while they were idle, and those that were
+        collected without being given back.
+
+        Thread-safe; blocks nobody.
         """
         return self._measures() | self._since_popped(self._totals())
 

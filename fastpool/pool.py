@@ -73,8 +73,8 @@ class ConnectionPool(Generic[CT], BasePool):
     *max_waiting*: how many requests may wait; 0 for any number.
     *max_lifetime*: a connection is replaced after so many seconds (less up to 5 %).
     *max_idle*: a connection beyond min_size that was not needed for so many seconds is closed.
-    *reconnect_timeout*: for how many seconds failing connects are repeated before
-    *reconnect_failed(pool)* is called.
+    *reconnect_timeout*: for how many seconds failing connects are repeated.
+    *reconnect_failed(pool)*: called when they have failed for so long.
     *num_workers*: how many threads connect and reset at a time; they end when idle.
     *order*: which idle connection is lent next: "fifo", the one idle longest, uses all alike;
     "lifo" keeps few busy and lets the others grow idle.

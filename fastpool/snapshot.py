@@ -18,7 +18,18 @@ _NS = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """One slot. Times in seconds, exact to a few ms; None where the state has no such fact."""
+    """One slot. Times in seconds, exact to a few ms; None where the state has no such fact.
+
+    Its state:
+
+    *empty*: has no connection.
+    *connecting*: has a connect in flight, or owed.
+    *available*: can be lent.
+    *in_use*: is lent.
+    *returning*: has come back, and is rolled back, reset or judged.
+    *reserved*: is looked at by `check()`, `drain()` or the shrink.
+    *closing*: loses its connection.
+    """
 
     index: int
     state: str
