@@ -348,8 +348,17 @@ cdef object lend_any(FastPath pool, timeout):
     return conn
 
 
+cdef inline int check_timeout(FastPath pool, timeout) except -1:
+    """Leave it to the shell to refuse what is not a number of seconds."""
+    if timeout is None or type(timeout) is int or type(timeout) is float and timeout == timeout:
+        return 0
+    pool._check_timeout(timeout)
+    return 0
+
+
 def getconn(FastPath pool not None, timeout=None):
     """The fast path of ConnectionPool.getconn()."""
+    check_timeout(pool, timeout)
     return lend_any(pool, timeout)
 
 
@@ -361,11 +370,13 @@ def putconn(FastPath pool not None, conn):
 
 def connection(FastPath pool not None, timeout=None):
     """ConnectionPool.connection()."""
+    check_timeout(pool, timeout)
     return ConnectionBlock(pool, timeout)
 
 
 def connection_async(FastPath pool not None, timeout=None):
     """AsyncConnectionPool.connection()."""
+    check_timeout(pool, timeout)
     return AsyncConnectionBlock(pool, timeout)
 
 

@@ -19,9 +19,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from . import parameters
 from ._core import COUNT_LOST, Gauge, SlotTable, Waiter
 from ._fastpath import FastPath, logger
 from .errors import PoolClosed
+from .redaction import Redactor, hide
 from .snapshot import Snapshot, take
 
 if TYPE_CHECKING:
@@ -123,6 +125,8 @@ class BasePool(FastPath):
 
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
     _TAU_NS: ClassVar[int] = 1_000_000
+    # What connects where no class is given.
+    _DRIVER_CLASS: ClassVar[Any] = None
     # What borrows: "thread" or "task".
     _OWNERS_ARE: ClassVar[str] = "thread"
     # Whether connections stand idle; else each is opened for its borrower, and closed after it.
@@ -151,20 +155,35 @@ class BasePool(FastPath):
         num_workers: int,
         order: str,
         max_connecting: int,
+        open: bool | None,
     ) -> None:
+        is_async = self._OWNERS_ARE == "task"
+        parameters.check_close_returns(close_returns, connection_class, self._DRIVER_CLASS)
         min_size, max_size = self._check_size(min_size, max_size)
-        if num_workers < 1:
-            raise ValueError("num_workers must be at least 1")
-        if order not in ("fifo", "lifo"):
-            raise ValueError(f"order must be 'fifo' or 'lifo', not {order!r}")
-        if max_connecting < 1:
-            raise ValueError("max_connecting must be at least 1")
+        parameters.check_counts(
+            num_workers=num_workers, max_waiting=max_waiting, max_connecting=max_connecting
+        )
+        parameters.check_source(
+            conninfo=conninfo, connection_class=connection_class, kwargs=kwargs, is_async=is_async
+        )
+        parameters.check_callbacks(
+            is_async=is_async,
+            configure=configure,
+            check=check,
+            reset=reset,
+            reconnect_failed=reconnect_failed,
+        )
+        parameters.duration("timeout", timeout)
+        parameters.duration("max_lifetime", max_lifetime)
+        parameters.duration("max_idle", max_idle, zero=False)
+        parameters.duration("reconnect_timeout", reconnect_timeout)
+        parameters.check_rest(name=name, order=order, open=open)
 
         self.conninfo = conninfo
         self.connection_class = connection_class
         self.kwargs = kwargs
         self.name: str = name or self._new_name()
-        self.close_returns: bool = close_returns and self._KEEPS_IDLE
+        self.close_returns: bool = close_returns if self._KEEPS_IDLE else False
         self.timeout = timeout
         self.max_waiting = max_waiting
         self.max_lifetime = max_lifetime
@@ -193,6 +212,7 @@ class BasePool(FastPath):
         self._popped: dict[str, int] = {}
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
+        self._redactor = Redactor()
         # What the first use warns of.
         self._warns: Warning | None = None
         self._connector: Connector
@@ -209,8 +229,8 @@ class BasePool(FastPath):
 
     @staticmethod
     def _check_size(min_size: int, max_size: int | None) -> tuple[int, int]:
-        if max_size is None:
-            max_size = min_size
+        min_size = parameters.size("min_size", min_size)
+        max_size = min_size if max_size is None else parameters.size("max_size", max_size)
         if min_size < 0:
             raise ValueError("min_size cannot be negative")
         if max_size < min_size:
@@ -354,6 +374,14 @@ class BasePool(FastPath):
     def _nconns(self) -> int:
         return self._table.counts()[0]
 
+    def _check_timeout(self, timeout: Any) -> None:
+        """Refuse what is not a time to wait. Called for calls that say one."""
+        parameters.number("timeout", timeout)
+
+    def _hide(self, text: str) -> str:
+        """Return *text* without the passwords that the pool connects with."""
+        return self._redactor.hide(text, self.conninfo, self.kwargs)
+
     def _expiry_ns(self, now_ns: int) -> int:
         """When a connection made now expires: max_lifetime, less up to 5 % against stampedes."""
         lifetime = self._jitter(self.max_lifetime, -0.05, 0.0)
@@ -440,7 +468,7 @@ class BasePool(FastPath):
 
     if TYPE_CHECKING:
 
-        def close(self, timeout: float = 5.0) -> Any: ...
+        def close(self, timeout: float | None = 5.0) -> Any: ...
         def putconn(self, conn: Any) -> Any: ...
         def reconnect_failed(self) -> Any: ...
         def _connect(self, timeout: float | None = None) -> Any: ...
@@ -502,7 +530,7 @@ class BasePool(FastPath):
 
 def log_failed_chore(job: Job, error: BaseException) -> None:
     """Say that a chore failed, which nobody waits for."""
-    logger.warning("task run %s failed: %s: %s", job, type(error).__name__, error)
+    logger.warning("task run %s failed: %s: %s", job, type(error).__name__, hide(str(error)))
 
 
 def one_line(error: BaseException) -> str:

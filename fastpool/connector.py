@@ -197,9 +197,9 @@ class Connector:
         if pool._closed:
             pool._table.vacate(debt)
             return
-        pool._last_error = one_line(error)
+        pool._last_error = pool._hide(one_line(error))
         # The text: log records live on, and an exception holds its frames, which hold the pool.
-        logger.warning("error connecting in %r: %s", pool.name, str(error))
+        logger.warning("error connecting in %r: %s", pool.name, pool._hide(str(error)))
         if debt != self._probe:
             if not self._probing.enter():
                 self._owe(debt)
@@ -291,6 +291,7 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
         # Looked up anew each time: instrumentation patches `connect` at any moment.
         conn = await pool._call(partial(pool.connection_class.connect, conninfo, **kwargs))
     except Exception:
+        pool._redactor.learn(conninfo, kwargs)
         table.count(COUNT_CONNECT_ERROR)
         raise
     table.count(COUNT_CONNECT_NS, perf_counter_ns() - began)

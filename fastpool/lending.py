@@ -10,9 +10,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from psycopg.errors import ConnectionTimeout, ProgrammingError
+from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
+from . import parameters
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -35,6 +36,8 @@ UNKNOWN = TransactionStatus.UNKNOWN
 
 # How many of the longest lendings a PoolTimeout names.
 _HOLDERS_NAMED = 3
+# As many as nobody has waiting; a larger max_waiting says no more.
+_NO_LIMIT = 2**31 - 1
 
 
 # --- checkout ---------------------------------------------------------------------------------
@@ -46,8 +49,7 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
     pool._table.count(COUNT_REQUEST)
     pool._warn_once()
     pool._require_open()
-    if timeout is None:
-        timeout = pool.timeout
+    timeout = parameters.number("timeout", pool.timeout if timeout is None else timeout)
     deadline = now() + timeout
     failed: set[Any] = set()
     others = 0
@@ -81,10 +83,12 @@ async def _failed_check(pool: BasePool, conn: Any) -> BaseException | None:
     """Run the user's check. On failure put the connection back, or in its place a new one."""
     try:
         await pool._call(pool._check, conn)
+        if conn.closed:
+            raise OperationalError("the check function closed the connection")
     except BaseException as error:
         fails = isinstance(error, Exception)
         if fails:
-            logger.info("connection failed check: %s", str(error))
+            logger.info("connection failed check: %s", pool._hide(str(error)))
         if pool._table.begin_return(conn) == RETURN_TAKEN:
             await finish_return(pool, conn, served=False)
         if not fails:
@@ -135,7 +139,7 @@ async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:
     try:
         conn = await pool._connector.lend(debt, deadline - now())
     except ConnectionTimeout as error:
-        pool._last_error = one_line(error)
+        pool._last_error = pool._hide(one_line(error))
         raise _timeout_error(pool, timeout) from None
     pool._require_open()
     conn._pool = pool
@@ -144,7 +148,7 @@ async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:
 
 def _enqueue(pool: BasePool, waiter: Waiter) -> Any:
     try:
-        return pool._table.enqueue(waiter, pool.max_waiting)
+        return pool._table.enqueue(waiter, min(pool.max_waiting, _NO_LIMIT))
     except OverflowError:
         waiting = pool._table.counts()[2]
         raise TooManyRequests(
@@ -187,7 +191,7 @@ def _timeout_error(
         names = ", ".join(_holder(slot, kind) for slot in held[:_HOLDERS_NAMED])
         parts.append(f"held longest by {names}")
     if error is not None:
-        parts.append(f"the last check failed with {one_line(error)}")
+        parts.append(f"the last check failed with {pool._hide(one_line(error))}")
     if pool._last_error is not None:
         parts.append(f"the last connection attempt failed with {pool._last_error}")
     return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
@@ -242,6 +246,7 @@ def refuse(pool: BasePool, conn: Any) -> NoReturn:
         which = str(conn)
     except Exception:  # the driver's raises when another thread closes the connection meanwhile
         which = object.__repr__(conn)
+    which = pool._hide(which)
     raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {which}")
 
 
@@ -326,7 +331,7 @@ async def _clean(pool: BasePool, conn: Any) -> None:
             logger.warning(
                 "rollback failed: %s: %s. Discarding connection %s",
                 type(error).__name__,
-                str(error),
+                pool._hide(str(error)),
                 str(conn),
             )
             await close(pool, conn)
@@ -341,7 +346,7 @@ async def _clean(pool: BasePool, conn: Any) -> None:
                     f"connection left in status {name} by reset function {pool._reset}: discarded"
                 )
         except Exception as error:
-            logger.warning("error resetting connection: %s", str(error))
+            logger.warning("error resetting connection: %s", pool._hide(str(error)))
             await close(pool, conn)
 
 
@@ -373,7 +378,7 @@ async def close(pool: BasePool, conn: Any) -> None:
     try:
         await pool._call(getattr(conn, "_close_session", conn.close))
     except Exception as error:
-        logger.info("error closing connection: %s", str(error))
+        logger.info("error closing connection: %s", pool._hide(str(error)))
     except BaseException:
         conn.pgconn.finish()  # it may have been interrupted before it did that
         raise

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from . import parameters
 from .base import BasePool
 
 
@@ -24,8 +25,8 @@ class BaseNullPool(BasePool):
 
     @staticmethod
     def _check_size(min_size: int, max_size: int | None) -> tuple[int, int]:
-        if max_size is None:
-            max_size = min_size
+        min_size = parameters.size("min_size", min_size)
+        max_size = min_size if max_size is None else parameters.size("max_size", max_size)
         if min_size != 0:
             raise ValueError("null pools must have min_size = 0")
         if max_size < min_size:

@@ -16,7 +16,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, cast
 
-import psycopg
 from psycopg import Connection
 
 from . import _fastpath, housekeeper, leases, lending, upkeep
@@ -81,12 +80,15 @@ class ConnectionPool(Generic[CT], BasePool):
     *max_connecting*: how many connects may be under way at once for requests that wait; no more
     than num_workers are, whatever it says.
 
-    Thread-safe. Raises ValueError for sizes that make no sense.
+    Thread-safe. Raises TypeError for an argument of the wrong type, ValueError for one that is out
+    of range; both name the argument.
     """
 
     conninfo: ConninfoParam
     connection_class: type[CT]
     kwargs: KwargsParam | None
+
+    _DRIVER_CLASS = Connection
 
     def __init__(
         self,
@@ -112,11 +114,6 @@ class ConnectionPool(Generic[CT], BasePool):
         order: str = "fifo",
         max_connecting: int = 1,
     ) -> None:
-        if close_returns and not leases.DRIVER_RETURNS and connection_class is not Connection:
-            raise TypeError(
-                "close_returns=True with a connection_class of your own needs psycopg 3.3 or newer:"
-                f" this is {psycopg.__version__}"
-            )
         super().__init__(
             conninfo,
             connection_class=connection_class,
@@ -137,6 +134,7 @@ class ConnectionPool(Generic[CT], BasePool):
             num_workers=num_workers,
             order=order,
             max_connecting=max_connecting,
+            open=open,
         )
         self._connector = Connector(self)
         self._workers = Workers(self.name)
@@ -147,7 +145,7 @@ class ConnectionPool(Generic[CT], BasePool):
 
     # --- life cycle ---------------------------------------------------------------------------
 
-    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+    def open(self, wait: bool = False, timeout: float | None = 30.0) -> None:
         """Open the pool: start connecting `min_size` connections, in the background.
 
         *wait*: block until they are there, *timeout* seconds at most (see `wait()`).
@@ -159,7 +157,7 @@ class ConnectionPool(Generic[CT], BasePool):
         if wait:
             self.wait(timeout=timeout)
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
 
         Lent connections stay usable, and are closed when they are given back. Blocks until the
@@ -182,7 +180,7 @@ class ConnectionPool(Generic[CT], BasePool):
     ) -> None:
         self.close()
 
-    def wait(self, timeout: float = 30.0) -> None:
+    def wait(self, timeout: float | None = 30.0) -> None:
         """Block until `min_size` connections stand available.
 
         Raises PoolTimeout, and closes the pool, when they don't within *timeout* seconds: the

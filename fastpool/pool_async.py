@@ -22,7 +22,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
 
-import psycopg
 from psycopg import AsyncConnection
 
 from . import _fastpath, leases, lending, upkeep
@@ -38,7 +37,7 @@ from .abc import (
 )
 from .base import BasePool, Job, Timer
 from .connector import Connector, open_connection
-from .tasks import Tasks
+from .tasks import FOREVER, Tasks
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -53,9 +52,6 @@ _OPEN_IN_CONSTRUCTOR = (
 )
 
 _running_loop = asyncio._get_running_loop  # None where there is none; documented for loops' authors
-
-# Longer than any program runs, and loops overflow with infinity (seconds).
-_FOREVER = 1e9
 
 
 class AsyncConnectionPool(Generic[ACT], BasePool):
@@ -76,6 +72,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     connection_class: type[ACT]
     kwargs: AsyncKwargsParam | None
 
+    _DRIVER_CLASS = AsyncConnection
     _OWNERS_ARE = "task"
     # Hand-off: waking a task costs no context switch, and no other runs meanwhile.
     _TAU_NS = 0
@@ -104,11 +101,6 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         order: str = "fifo",
         max_connecting: int = 1,
     ) -> None:
-        if close_returns and not leases.DRIVER_RETURNS and connection_class is not AsyncConnection:
-            raise TypeError(
-                "close_returns=True with a connection_class of your own needs psycopg 3.3 or newer:"
-                f" this is {psycopg.__version__}"
-            )
         super().__init__(
             conninfo,
             connection_class=connection_class,
@@ -129,6 +121,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             num_workers=num_workers,
             order=order,
             max_connecting=max_connecting,
+            open=open,
         )
         self._connector = Connector(self)
         self._tasks: Tasks
@@ -140,7 +133,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     # --- life cycle ---------------------------------------------------------------------------
 
-    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+    async def open(self, wait: bool = False, timeout: float | None = 30.0) -> None:
         """Open the pool: start connecting `min_size` connections, in the background.
 
         *wait*: until they are there, *timeout* seconds at most (see `wait()`).
@@ -173,7 +166,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
                 " belong to that one: use it there, or open one pool for each loop"
             )
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
 
         Lent connections stay usable, and are closed when they are given back. Waits until the
@@ -198,7 +191,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     ) -> None:
         await self.close()
 
-    async def wait(self, timeout: float = 30.0) -> None:
+    async def wait(self, timeout: float | None = 30.0) -> None:
         """Wait until `min_size` connections stand available.
 
         Raises PoolTimeout, and closes the pool, when they don't within *timeout* seconds: the
@@ -222,6 +215,8 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
         TooManyRequests when `max_waiting` others wait already.
         """
+        if timeout is not None:
+            self._check_timeout(timeout)
         conn: ACT = self._lend() or await lending.checkout(self, timeout)
         return conn
 
@@ -388,7 +383,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             return
         assert self._loop is not None
         # Not in the caller's context: what is in that would be kept until the timer is due.
-        delay = min(max(0.0, timeout), _FOREVER)
+        delay = min(max(0.0, timeout), FOREVER)
         timer = self._loop.call_later(delay, _release, waiter.gate, context=Context())
         try:
             await waiter.gate
@@ -396,7 +391,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             timer.cancel()
 
     async def _sleep(self, seconds: float) -> None:
-        await asyncio.sleep(min(seconds, _FOREVER))
+        await asyncio.sleep(min(seconds, FOREVER))
 
     def _submit(self, job: Job) -> None:
         self._tasks.submit(job, self.num_workers)
@@ -436,7 +431,7 @@ class _LoopTimer:
         if delay <= 0.0:
             self._fire()
         elif not self._taken.inside:
-            self._handle = loop.call_later(min(delay, _FOREVER), self._fire)
+            self._handle = loop.call_later(min(delay, FOREVER), self._fire)
 
     def cancel(self) -> bool:
         """Keep it from happening. False when it is too late for that."""

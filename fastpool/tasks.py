@@ -16,6 +16,8 @@ from .base import Job, log_failed_chore, logger
 # How long after a cancellation (seconds) a task takes up what that left to do. A loop that ends
 # cancels all tasks, and one that was started then would be destroyed with it.
 CANCELLED_DELAY = 0.1
+# Longer than any program runs (seconds): loops overflow with infinity.
+FOREVER = 1e9
 
 
 class Tasks:
@@ -70,7 +72,7 @@ class Tasks:
         tasks = {task for task in self._tasks if task is not asyncio.current_task()}
         if not tasks:
             return
-        _, pending = await asyncio.wait(tasks, timeout=timeout)
+        _, pending = await asyncio.wait(tasks, timeout=min(timeout, FOREVER))
         for task in pending:
             logger.warning("couldn't stop task %r within %s seconds", task.get_name(), timeout)
             task.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import parameters
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
@@ -27,8 +28,9 @@ def start(pool: BasePool) -> None:
             pool._lends = pool._warns is None
 
 
-async def shut(pool: BasePool, timeout: float) -> None:
+async def shut(pool: BasePool, timeout: float | None) -> None:
     """Close the pool: first fail those who wait, then close what is idle, then end the chores."""
+    limit = parameters.patience(timeout)
     if not pool._opened:
         return
     first = pool._table.close()
@@ -41,7 +43,7 @@ async def shut(pool: BasePool, timeout: float) -> None:
     # Also the second time: what an interrupted close() left is for the next.
     await close_idle(pool)
     if first:  # two chores that both close the pool don't wait for each other
-        await pool._end_chores(timeout)
+        await pool._end_chores(limit)
         await close_idle(pool)  # what a chore brought in at the last moment
     pool._replace_lost()  # an event loop that has ended does not
 
@@ -127,12 +129,13 @@ def _all_lent(pool: BasePool) -> bool:
     return snapshot.counts["in_use"] >= snapshot.max_size > 0
 
 
-async def wait(pool: BasePool, timeout: float) -> None:
+async def wait(pool: BasePool, timeout: float | None) -> None:
     """Wait until `min_size` connections stand available; close the pool if they don't in time.
 
     Where none stand idle one is opened, to show that it can be, and closed. At the maximum those
     that are lent show it.
     """
+    limit = parameters.patience(timeout)
     pool._warn_once()
     pool._require_open()
     waiter = pool._new_waiter()
@@ -146,7 +149,7 @@ async def wait(pool: BasePool, timeout: float) -> None:
             room = None if table.keeps_idle else pool._connector.take_room()
             if room is not None:
                 pool._connector.start(room)
-            await pool._watch(waiter, timeout)
+            await pool._watch(waiter, limit)
     finally:
         settled = table.unwatch(waiter)
     if not settled and not full:

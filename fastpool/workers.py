@@ -116,7 +116,7 @@ class Workers:
         for thread in list(self._threads):
             if thread is threading.current_thread():
                 continue
-            thread.join(max(0.0, deadline - monotonic()))
+            thread.join(min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX))
             if thread.is_alive():
                 logger.warning("couldn't stop thread %r within %s seconds", thread.name, timeout)
 

@@ -98,9 +98,9 @@ def test_max_size_is_min_size_unless_given(new_pool):
     assert (pool.min_size, pool.max_size) == (3, 3)
 
 
-def test_durations_are_not_validated(new_pool):
-    pool = new_pool(timeout=-1, max_lifetime=0, max_idle=-1, reconnect_timeout=0, max_waiting=-1)
-    assert pool.timeout == -1
+def test_no_time_is_a_time(new_pool):
+    pool = new_pool(timeout=0, max_lifetime=0, reconnect_timeout=0, max_waiting=0)
+    assert pool.timeout == 0
 
 
 @pytest.mark.parametrize("nameless", [None, ""])
