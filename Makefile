@@ -42,13 +42,17 @@ demo: $(VENV)/.has-demo ## lend 4 connections of a real PostgreSQL to 64 threads
 
 .PHONY: test
 test: $(VENV)/.has-test ## run the tests on the installed package
-	@$(BIN)/pytest -m "not stress and not clients" -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stress and not clients and not faults" -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
 
 .PHONY: test-clients
 test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy, tracers, gevent, uvloop and others on both pools
 	@$(BIN)/pytest tests/docs -m clients -p no:benchmark $(PYTEST_ARGS)
 	@$(BIN)/pytest tests/clients tests/pool/test_gevent.py tests/pool/test_instrumentation.py $(PYTEST_ARGS)
 	@$(BIN)/pytest tests/contract_async tests/pool_async -k uvloop -n $(TEST_JOBS) $(PYTEST_ARGS)
+
+.PHONY: test-faults
+test-faults: $(VENV)/.has-test ## freeze, kill, restart, refuse and overload real servers, in under 6 minutes
+	@$(BIN)/pytest tests/faults -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
 
 .PHONY: stress
 stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
