@@ -41,6 +41,9 @@ POLL = 0.05
 # What the pages' servers listen on.
 PORT = "8000"
 
+# From 3.12 on Python warns of each fork in a process that has threads.
+WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+
 FILE_NAME = re.compile(r"# ([\w.]+\.py)\n")
 TARGETS = re.compile(r"^\.PHONY: ([a-z-]+)$", re.MULTILINE)
 EXTRAS = re.compile(r"^\[project.optional-dependencies\]$(.+?)^\[", re.MULTILINE | re.DOTALL)
@@ -125,7 +128,7 @@ class Runner:
             return None
         script = self._directory / "block.py"
         script.write_text(text, encoding="utf-8")
-        return self._finish(where, [sys.executable, "-W", "error", str(script)])
+        return self._finish(where, [sys.executable, *WARNINGS, str(script)])
 
     def _console(self, where: str, text: str) -> None:
         for command, expected in commands(text):

@@ -64,6 +64,8 @@ def environment(server: PostgresServer) -> Iterator[dict[str, str]]:
             "PGUSER": "postgres",
             "PYTHONPATH": str(Path(fastpool.__file__).parent.parent),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "CELERY_BROKER_URL": "sqla+sqlite:///broker.db",
+            "CELERY_RESULT_BACKEND": "db+sqlite:///results.db",
         }
         # Waits 5 s for sessions to end, then raises ObjectInUse.
         conn.execute("drop database app")

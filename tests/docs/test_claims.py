@@ -1,0 +1,158 @@
+"""What the README guarantees and moving.md lists is shown by a test: this is the list of which.
+
+A claim is known by a few of its words. It is the tests that are named here that prove it; what is
+proved here is that none is claimed without one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from docs.pages import ROOT
+
+DEFECTS = "tests/contract/test_defects.py"
+ASYNC = "tests/contract_async/test_defects.py"
+NULL = "tests/contract_null/test_defects.py"
+
+GUARANTEES = {
+    "lent to one borrower at a time": [
+        "tests/core/test_races.py::test_of_two_threads_one_gets_the_last_connection",
+        f"{DEFECTS}::test_of_two_threads_returning_one_connection_one_is_refused",
+    ],
+    "in the order in which they came": [
+        "tests/core/test_waiting.py::test_the_order_of_the_line_is_the_order_of_service",
+        "tests/core/test_waiting.py::test_a_newcomer_queues_behind_one_that_is_overdue",
+    ],
+    "leaves the queue at once": [
+        f"{DEFECTS}::test_one_who_timed_out_takes_no_place_in_the_queue",
+        f"{ASYNC}::test_what_was_given_to_one_who_is_cancelled_goes_to_the_next",
+    ],
+    "garbage-collected unreturned frees its slot": [
+        f"{DEFECTS}::test_a_lent_connection_that_is_collected_is_replaced",
+    ],
+    "its counts add up": [
+        "tests/pool/test_snapshot.py::test_the_counts_of_every_snapshot_add_up_under_load",
+    ],
+    "keeps no task of its own": [
+        f"{ASYNC}::test_asyncio_run_ends_though_the_pool_was_left_open",
+        f"{ASYNC}::test_nothing_is_lost_however_tasks_are_cancelled",
+    ],
+    "No lock is held": [
+        "tests/pool/test_reentrancy.py::test_configure_may_borrow_another_connection",
+        f"{DEFECTS}::test_closing_fails_those_who_wait_though_a_connect_is_stuck",
+    ],
+}
+
+DIFFERENCES = {
+    # Waiting
+    "A request that gave up stays": [
+        f"{DEFECTS}::test_one_who_timed_out_does_not_count_as_waiting",
+        f"{ASYNC}::test_those_who_are_cancelled_do_not_count_as_waiting",
+    ],
+    "A `KeyboardInterrupt`": [f"{DEFECTS}::test_an_interrupted_wait_loses_no_connection"],
+    "`getconn(timeout=0)`": [f"{DEFECTS}::test_no_time_to_wait_is_enough_for_what_is_idle"],
+    "`timeout=math.inf`": [f"{DEFECTS}::test_one_may_wait_without_end"],
+    "Stale connections and `check=`": [
+        f"{DEFECTS}::test_stale_connections_do_not_use_up_the_timeout"
+    ],
+    "A `PoolTimeout` says how long": [f"{DEFECTS}::test_a_timeout_tells_why"],
+    "`wait()` twice at a time": [
+        f"{DEFECTS}::test_two_threads_may_wait_until_the_pool_is_full",
+        f"{ASYNC}::test_one_may_wait_again_after_a_cancelled_wait",
+    ],
+    "`close()` tells those who wait": [
+        f"{DEFECTS}::test_closing_fails_those_who_wait_though_a_connect_is_stuck"
+    ],
+    # Giving back
+    "With `reset`, or from two threads": [
+        f"{DEFECTS}::test_a_second_putconn_is_refused_while_reset_runs",
+        f"{DEFECTS}::test_of_two_threads_returning_one_connection_one_is_refused",
+    ],
+    "With `close_returns`, closing a broken": [
+        f"{DEFECTS}::test_closing_a_broken_connection_frees_its_place"
+    ],
+    "dropped without being given back is lost": [
+        f"{DEFECTS}::test_a_lent_connection_that_is_collected_is_replaced"
+    ],
+    "Cancelling an async `putconn()`": [
+        f"{ASYNC}::test_a_putconn_cancelled_while_somebody_begins_to_wait_loses_nothing",
+        f"{ASYNC}::test_a_return_that_is_cancelled_in_its_rollback_is_cancelled",
+    ],
+    "`asyncio.run()` hangs": [f"{ASYNC}::test_asyncio_run_ends_though_the_pool_was_left_open"],
+    "whose reset was still queued": [f"{DEFECTS}::test_closing_closes_what_waits_for_its_reset"],
+    # Sizes and upkeep
+    "`resize(10, 10)`": [f"{DEFECTS}::test_resize_of_a_grown_pool_stays_within_max_size"],
+    "Each `check()` adds a connection": [
+        f"{DEFECTS}::test_check_makes_no_connection_more",
+        f"{DEFECTS}::test_a_request_is_served_while_check_runs",
+    ],
+    "before `open()` raise": [f"{DEFECTS}::test_upkeep_before_open_spoils_nothing"],
+    "Idle connections past `max_lifetime`": [
+        f"{DEFECTS}::test_an_expired_idle_connection_is_not_lent"
+    ],
+    "`num_workers` + 1 threads": [f"{DEFECTS}::test_idle_pools_share_one_thread"],
+    # Connecting and failing
+    "Attempts to connect get rarer": [f"{DEFECTS}::test_attempts_are_at_most_a_second_apart"],
+    "After an outage longer": [f"{DEFECTS}::test_a_pool_that_gave_up_recovers_by_itself"],
+    # Statistics
+    "Times are cut": [f"{DEFECTS}::test_many_short_uses_add_up"],
+    "Keys are absent": [f"{DEFECTS}::test_every_key_is_always_there"],
+    # Null pools
+    "Connects one at a time": [f"{NULL}::test_connects_go_side_by_side"],
+    "Overrides your `connect_timeout`": [
+        f"{NULL}::test_the_users_connect_timeout_is_honoured",
+        f"{NULL}::test_reconnect_failed_is_called_when_a_replacement_is_given_up",
+        f"{NULL}::test_closing_a_connection_frees_its_place",
+    ],
+}
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docs").exists(), reason="these tests need the checkout around them"
+)
+
+
+def section(page: Path, title: str) -> str:
+    """Return the text below a heading of the second level."""
+    text = page.read_text(encoding="utf-8")
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def guarantees() -> list[str]:
+    """Return what the README guarantees, one item of its list each."""
+    text = section(ROOT / "README.md", "What it guarantees")
+    return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+
+
+def differences() -> list[str]:
+    """Return the rows of moving.md's tables of what is mended."""
+    text = section(ROOT / "docs" / "moving.md", "What is mended")
+    rows = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
+    return [row for row in rows if not row.startswith("psycopg_pool 3.3 |")]
+
+
+@pytest.mark.parametrize(
+    ("claims", "shown_by"),
+    [(guarantees(), GUARANTEES), (differences(), DIFFERENCES)],
+    ids=["README", "moving"],
+)
+def test_nothing_is_claimed_that_no_test_shows(
+    claims: list[str], shown_by: dict[str, list[str]]
+) -> None:
+    assert claims
+    unshown = [claim for claim in claims if sum(words in claim for words in shown_by) != 1]
+    assert unshown == []
+    assert [words for words in shown_by if not any(words in claim for claim in claims)] == []
+
+
+@pytest.mark.parametrize(
+    "test",
+    sorted(
+        {name for each in (GUARANTEES, DIFFERENCES) for names in each.values() for name in names}
+    ),
+)
+def test_a_test_that_shows_it_exists(test: str) -> None:
+    path, _, name = test.partition("::")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"no {test}"
