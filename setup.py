@@ -22,7 +22,9 @@ DEBUG = bool(os.environ.get("FASTPOOL_DEBUG")) or TRACE or bool(SANITIZE)
 
 # Each kind of build, for each Python, has a directory of its own: neither generated C nor
 # objects of one are ever taken for another's, whatever their timestamps say.
-KIND = ("trace" if TRACE else "debug" if DEBUG else "release") + SANITIZE.replace(",", "-")
+KIND = "-".join(
+    ["trace" if TRACE else "debug" if DEBUG else "release", *filter(None, SANITIZE.split(","))]
+)
 BUILD = os.path.join("build", f"{KIND}-{sysconfig.get_config_var('SOABI') or sys.platform}")
 
 DIRECTIVES = {
@@ -40,6 +42,7 @@ DIRECTIVES = {
 MACROS: list[tuple[str, str | None]] = (
     [("FASTPOOL_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")]
 )
+MACROS.append(("FASTPOOL_BUILD", KIND))  # what _core.BUILD says
 if TRACE:
     MACROS.append(("CYTHON_TRACE_NOGIL", "1"))
 if sys.platform == "win32" and sysconfig.get_config_var("Py_GIL_DISABLED"):

@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* names and return its exit code; argparse exits with 2."""
     from fastpool import run
     from fastpool.demo import command as demo
+    from fastpool.doctor import command as doctor
 
     parser = argparse.ArgumentParser(
         prog="python -m fastpool", description="fastpool: a connection pool for psycopg 3."
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo.add_parser(commands)
     run.add_parser(commands)
+    doctor.add_parser(commands)
     args = parser.parse_args(argv)
     handler: Callable[[argparse.Namespace], int] = args.handler
     return handler(args)

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Final, SupportsIndex, final
 
+BUILD: Final[str]
 STATES: Final[tuple[str, ...]]
 LIMIT: Final[int]
 RETURN_TAKEN: Final[int]

@@ -1294,3 +1294,27 @@ def by_index(row):
 cdef demand(bint holds, str what):
     if not holds:
         raise AssertionError(what)
+
+
+# ---- how this was compiled
+
+cdef extern from *:
+    """
+    #define FP_TEXT_(x) #x
+    #define FP_TEXT(x) FP_TEXT_(x)
+    #ifndef FASTPOOL_BUILD
+    #define FASTPOOL_BUILD of unknown kind
+    #endif
+    #if defined(__clang__)
+    #define FP_COMPILER "clang " __clang_version__
+    #elif defined(_MSC_VER)
+    #define FP_COMPILER "MSVC " FP_TEXT(_MSC_VER)
+    #else
+    #define FP_COMPILER "gcc " __VERSION__
+    #endif
+    #define FP_BUILD FP_TEXT(FASTPOOL_BUILD) ", " FP_COMPILER
+    """
+    const char *FP_BUILD
+
+# "release, gcc 12.2.0": setup.py's word for the kind of build, and the compiler's for itself.
+BUILD = FP_BUILD.decode("utf-8", "replace").strip()
