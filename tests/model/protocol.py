@@ -24,8 +24,13 @@ A step is VOLUNTARY when nothing in the pool makes it happen: a call, a return, 
 of a connect, the passing of tau. A state is AT REST when it has no other step. A borrower may
 hold for ever and a caller may stay away for ever, so what is owed at rest is owed for ever.
 
+A drain happens once in a scene, and so does each step of a resize. A connection that dies while it
+is lent dies at any moment, and so does an idle one: the keeper finds either. A fork goes on as the
+child, from every state that the parent can reach: with the thread that forked, and a table of its
+own. What the child's threads may not touch of the old table is whether its mutex is held.
+
 NOT HERE: the second word of a bitmap of more than 64 slots (a bit that is set behind a search is
-served by whoever set it), those who wait for a full pool, resize(), and time itself.
+served by whoever set it), those who wait for a full pool, and time itself.
 
 MEMORY. A store that is not sequentially consistent may stay in its thread's buffer, to reach
 memory at any later moment, at the latest with that thread's next locked instruction (the total
@@ -46,16 +51,30 @@ EMPTY, CONNECTING, AVAILABLE, IN_USE = "empty", "connecting", "available", "in u
 RETURNING, RESERVED = "returning", "reserved"
 OWNED = (IN_USE, RETURNING, RESERVED)
 
+FREE, HELD = "free", "held"
+
 # Added to attention by close.
 BIAS = 1000
 
 # What became of a wait.
 NONE, WAITING, GRANTED, GONE, SHUT = "", "waiting", "granted", "gone", "shut"
 
+# What became of a lent connection that was taken from its borrower: its entry's fate.
+RESIDENT, RETIRED_LENT, RETIRED = "", "retired while lent", "retired"
+# What a forked child still holds of its parent's.
+OLD = "the parent's"
+
 BORROWER, CONNECTOR, KEEPER, CLOSER = "borrower", "connector", "keeper", "closer"
+WATCHMAN, DRAINER, RESIZER = "watchman", "drainer", "resizer"
 
 # Where a thread may stand while nothing is owed to it or by it.
 RESTING = ("idle", "holding", "parked", "done")
+
+# What a thread goes on with after it has replaced a connection.
+GOING_ON = ("checkout", "sweep_old")
+
+# What a return has seen of its connection.
+SURPLUS, STALE = 1, 2
 
 # Deliberate faults: each leaves out, or turns round, one thing that the protocol does.
 FAULTS = {
@@ -84,6 +103,19 @@ FAULTS = {
     "close overlooked": "a return does not look at closed after it has set its bit",
     "install unchecked": "a connect that lands does not look at closed",
     "sweep first": "close looks for idle connections before it takes the mutex",
+    "limit unread": "a connect is started by the size that the pool once had, not by its maximum",
+    "surplus kept": "a return does not look whether a resize has left too many connections",
+    "no grow after resize": "a resize leaves the room that it makes unused",
+    "drained lent": "a checkout does not look whether the connection was made before the drain",
+    "drained granted": "a waiter does not look whether its connection was made before the drain",
+    "drained kept": "a return does not look whether the connection was made before the drain",
+    "word stored": "a notice of death takes a lent slot without comparing its word",
+    "fate before word": "a return reads the entry's fate, then the slot's word",
+    "fate seen once": "a return that finds its slot taken does not look at the fate once more",
+    "grant evicted": "a notice of death takes a slot whose waiter has not come for it",
+    "table kept": "a forked child goes on with its parent's table",
+    "table unchecked": "a return does not look which table the connection is of",
+    "ghosts heard": "a connection of the parent's table that the child drops tells that table",
 }
 
 # What the core does beyond need: the protocol holds without it.
@@ -110,6 +142,11 @@ class Scene:
     replacement: bool = False  # what is discarded may be replaced unasked
     second_return: bool = False  # borrowers return again what they have returned
     shared_gate: bool = False  # a late wake-up reaches the next wait of the same thread
+    watchman: bool = False  # lent connections die, and somebody takes them out at once
+    drainer: bool = False  # somebody drains the pool, once
+    limit: int | None = None  # the maximum at the start; None: all slots
+    resizes: tuple[int, ...] = ()  # the maximum is set to each of these in turn
+    forks: bool = False  # a caller forks, once, and the rest happens in the child
     changes: frozenset[str] = frozenset()  # of FAULTS and SPARE
 
     def __post_init__(self) -> None:
@@ -125,7 +162,13 @@ class Scene:
     @property
     def has_room(self) -> bool:
         """Whether a slot can ever be EMPTY."""
-        return self.connections < self.slots or self.breakage or self.keeper
+        rooms = self.breakage, self.keeper, self.watchman, self.drainer, self.resizes, self.forks
+        return self.connections < self.slots or any(rooms)
+
+    @property
+    def judges(self) -> bool:
+        """Whether a connection may be one too many, or of yesterday."""
+        return self.drainer or bool(self.resizes)
 
 
 class Violation(Exception):
@@ -134,7 +177,7 @@ class Violation(Exception):
 
 FIELDS = (
     "role", "pc", "then", "slot", "generation", "owns", "seen", "outcome", "place", "token",
-    "wakes", "overdue", "overtaken", "buffer",
+    "wakes", "overdue", "overtaken", "buffer", "fate", "fresh",
 )  # fmt: skip
 Fields: TypeAlias = tuple[Any, ...]  # a Thread's, in that order
 
@@ -150,6 +193,11 @@ class State(NamedTuple):
     growing: int
     closed: bool
     threads: tuple[Fields, ...]
+    limit: int  # max_size
+    stale: int  # a bit for each slot whose connection was made before the drain
+    drained: bool  # the drain is over
+    resized: int  # how many of the resizes have happened
+    old: str  # of a child: the mutex of its parent's table was FREE, or HELD at the fork
 
 
 class Step(NamedTuple):
@@ -180,36 +228,40 @@ class Thread:
     overdue: bool
     overtaken: int  # by newcomers, since it is overdue
     buffer: tuple[tuple[str, int], ...]  # stores that have not reached memory
+    fate: str  # of the connection that it has: RESIDENT, RETIRED_LENT, RETIRED or OLD
+    fresh: bool  # it asked for a connection after the drain was over
 
     def __init__(self, fields: Fields) -> None:
         (
             self.role, self.pc, self.then, self.slot, self.generation, self.owns, self.seen,
             self.outcome, self.place, self.token, self.wakes, self.overdue, self.overtaken,
-            self.buffer,
+            self.buffer, self.fate, self.fresh,
         ) = fields  # fmt: skip
 
     @staticmethod
     def new(role: str) -> Fields:
-        return role, "idle", "", -1, 0, False, 0, NONE, 0, False, 0, False, 0, ()
+        return role, "idle", "", -1, 0, False, 0, NONE, 0, False, 0, False, 0, (), RESIDENT, False
 
 
 fields_of = attrgetter(*FIELDS)
 ROLE, PC, SLOT, GENERATION, OWNS = map(FIELDS.index, ("role", "pc", "slot", "generation", "owns"))
 OUTCOME, PLACE, WAKES, OVERDUE = map(FIELDS.index, ("outcome", "place", "wakes", "overdue"))
-BUFFER = FIELDS.index("buffer")
+BUFFER, FATE = map(FIELDS.index, ("buffer", "fate"))
+FRESH = FIELDS.index("fresh")
 
 
 class World:
     """A state in the making: what the steps change, and the core's helpers that they share."""
 
     __slots__ = (
-        "attention", "closed", "edited", "free", "growing", "locked", "size", "threads", "words",
+        "attention", "closed", "drained", "edited", "free", "growing", "limit", "locked", "old",
+        "resized", "size", "stale", "threads", "words",
     )  # fmt: skip
 
     def __init__(self, state: State) -> None:
         (
             self.free, words, self.locked, self.attention, self.size, self.growing, self.closed,
-            threads,
+            threads, self.limit, self.stale, self.drained, self.resized, self.old,
         ) = state  # fmt: skip
         self.words = list(words)
         self.threads = list(threads)
@@ -220,7 +272,8 @@ class World:
             self.threads[index] = fields_of(thread)
         return State(
             self.free, tuple(self.words), self.locked, self.attention, self.size, self.growing,
-            self.closed, tuple(self.threads),
+            self.closed, tuple(self.threads), self.limit, self.stale, self.drained, self.resized,
+            self.old,
         )  # fmt: skip
 
     def thread(self, index: int) -> Thread:
@@ -264,10 +317,15 @@ class World:
 
     def lend(self, slot: int, borrower: Thread) -> None:
         """AVAILABLE -> IN_USE, of a slot whose bit was cleared."""
-        remembered = {fields[GENERATION] for fields in self.threads if fields[SLOT] == slot}
+        remembered = {
+            fields[GENERATION]
+            for fields in self.threads
+            if fields[SLOT] == slot and fields[FATE] != OLD
+        }
         generation = next(number for number in range(99) if number not in remembered)
         self.words[slot] = (IN_USE, generation)
         borrower.slot, borrower.generation, borrower.owns = slot, generation, True
+        borrower.fate = RESIDENT
 
     def reserve(self, slot: int, me: Thread) -> None:
         """AVAILABLE -> RESERVED, of a slot whose bit was cleared."""
@@ -280,7 +338,16 @@ class World:
         if name == CONNECTING:
             self.growing -= growth
         self.words[slot] = (EMPTY, 0)
+        self.stale &= ~(1 << slot)
         self.size -= 1
+
+    def occupy(self, slot: int) -> None:
+        """EMPTY -> CONNECTING, for a waiter. Caller holds the mutex."""
+        self.words[slot] = (CONNECTING, 1)
+        self.size += 1
+        self.growing += 1
+        if self.size > self.limit:
+            raise Violation(f"the pool grows to {self.size}, beyond its maximum of {self.limit}")
 
     # --- waiters ----------------------------------------------------------------------------
 
@@ -314,10 +381,14 @@ def n_waiting(threads: list[Fields] | tuple[Fields, ...]) -> int:
     return sum(1 for fields in threads if fields[PLACE])
 
 
-def rank(slot: int, words: tuple[tuple[str, int], ...], threads: tuple[Fields, ...]) -> Any:
+def rank(slot: int, state: State) -> Any:
     """Tell slots apart by what they are to whom."""
-    return words[slot], sorted(
-        fields[:SLOT] + fields[SLOT + 1 :] for fields in threads if fields[SLOT] == slot
+    return (
+        state.words[slot],
+        state.stale >> slot & 1,
+        sorted(
+            fields[:SLOT] + fields[SLOT + 1 :] for fields in state.threads if fields[SLOT] == slot
+        ),
     )
 
 
@@ -338,6 +409,9 @@ def told(attention: int) -> str:
     return f"{attention % BIAS}" + (" (closed)" if attention >= BIAS else "")
 
 
+# Where a borrower has a connection, and may be overtaken by a notice of its death.
+LENT = ("holding", "begin_return", "read_fate", "read_word", "swap")
+
 Moves: TypeAlias = Iterator[tuple[str, World]]
 
 
@@ -356,6 +430,9 @@ class Protocol:
             CONNECTOR: scene.connectors,
             KEEPER: int(scene.keeper),
             CLOSER: int(scene.closer),
+            WATCHMAN: int(scene.watchman),
+            DRAINER: int(scene.drainer),
+            RESIZER: int(bool(scene.resizes)),
         }
         self.roles = [role for role, count in members.items() for _ in range(count)]
         self.groups = [
@@ -368,24 +445,25 @@ class Protocol:
         ready = self.scene.connections
         words = ((AVAILABLE, 0),) * ready + ((EMPTY, 0),) * (self.scene.slots - ready)
         threads = tuple(Thread.new(role) for role in self.roles)
-        return State((1 << ready) - 1, words, False, 0, ready, 0, False, threads)
+        limit = self.scene.slots if self.scene.limit is None else self.scene.limit
+        return State(
+            (1 << ready) - 1, words, False, 0, ready, 0, False, threads, limit, 0, False, 0, ""
+        )
 
     def canonical(self, state: State) -> State:
         """Return a state that stands for those that only number threads or slots otherwise."""
-        free, words, threads = state.free, state.words, state.threads
+        free, stale, words, threads = state.free, state.stale, state.words, state.threads
         if len(words) > 1:
-            order = sorted(range(len(words)), key=lambda slot: rank(slot, words, threads))
+            order = sorted(range(len(words)), key=lambda slot: rank(slot, state))
             if order != list(range(len(words))):
                 words = tuple(state.words[slot] for slot in order)
                 free = sum((state.free >> slot & 1) << new for new, slot in enumerate(order))
+                stale = sum((state.stale >> slot & 1) << new for new, slot in enumerate(order))
                 threads = tuple(renumber(fields, order) for fields in threads)
         ordered: list[Fields] = []
         for group in self.groups:
             ordered += sorted(threads[group])
-        return State(
-            free, words, state.locked, state.attention, state.size, state.growing, state.closed,
-            tuple(ordered),
-        )  # fmt: skip
+        return state._replace(free=free, words=words, threads=tuple(ordered), stale=stale)
 
     def name(self, index: int) -> str:
         role = self.roles[index]
@@ -413,8 +491,12 @@ class Protocol:
     def voluntary(self, state: State, index: int) -> Moves:
         fields = state.threads[index]
         role, pc = fields[ROLE], fields[PC]
+        if self.scene.forks and not state.old and role == BORROWER and pc in ("idle", "holding"):
+            yield from self.fork(state, index)
         if pc == "holding":
-            yield from self.begin_return(state, index)
+            yield from self.give_back(state, index)
+            if fields[FATE] == OLD:
+                yield from self.drop(state, index)
         elif pc == "parked":
             if self.scene.giving_up:
                 yield from self.abandon(state, index)
@@ -427,11 +509,17 @@ class Protocol:
             if role == BORROWER:
                 yield from self.checkout(state, index)
                 if fields[SLOT] >= 0:
-                    yield from self.begin_return(state, index)
+                    yield from self.give_back(state, index)
             elif role == CONNECTOR:
                 yield from self.connect(state, index)
             elif role == KEEPER:
                 yield from self.maintain(state, index)
+            elif role == WATCHMAN:
+                yield from self.notice(state, index)
+            elif role == DRAINER:
+                yield from self.drain(state, index)
+            elif role == RESIZER:
+                yield from self.resize(state, index)
             else:
                 yield from self.close(state, index)
 
@@ -455,7 +543,7 @@ class Protocol:
     def end(self, me: Thread) -> None:
         """The call is over."""
         me.pc, me.then, me.seen, me.owns = "idle", "", 0, False
-        me.slot, me.generation = -1, 0
+        me.slot, me.generation, me.fate, me.fresh = -1, 0, RESIDENT, False
         self.stop_waiting(me)
 
     def forget(self, me: Thread) -> None:
@@ -463,10 +551,28 @@ class Protocol:
         if not self.scene.second_return:
             me.slot, me.generation = -1, 0
 
-    def hold(self, me: Thread) -> None:
-        """The call is over, and brought a connection."""
-        me.pc, me.then = "holding", ""
+    def hold(self, me: Thread, granted: bool = False) -> None:
+        """The call is over, and brought a connection; where that may be too old, it is looked at.
+        Who takes what it was granted takes what the slot has."""
+        me.owns = True
         self.stop_waiting(me)
+        me.then = ""
+        looks = "drained granted" if granted else "drained lent"
+        if self.scene.drainer and looks not in self.changes:
+            me.pc = "compare"
+        else:
+            me.pc = "holding"
+
+    def compare(self, state: State, index: int) -> Moves:
+        """A borrower looks at its connection's epoch; what is of yesterday it replaces."""
+        world, me = self.begin(state, index)
+        if state.stale >> me.slot & 1:
+            world.words[me.slot] = (RETURNING, me.generation)
+            me.pc, me.then = "recycle", "checkout"
+            yield f"finds slot {me.slot} too old; slot {me.slot} := RETURNING", world
+        else:
+            me.pc = "holding"
+            yield f"finds slot {me.slot} new enough", world
 
     def stop_waiting(self, me: Thread) -> None:
         me.outcome, me.token = NONE, False
@@ -494,8 +600,10 @@ class Protocol:
         queues = state.attention and (overdue or state.closed)
         if "newcomers barge" in self.changes:
             queues = state.attention and state.closed
+        fresh = me.fresh or state.drained
         self.end(me)
         me.pc = "enqueue" if queues else "claim"
+        me.fresh = fresh
         yield f"getconn: closed {state.closed}, first waiter overdue {overdue}", world
 
     def claim(self, state: State, index: int) -> Moves:
@@ -577,9 +685,9 @@ class Protocol:
         world.settle(me, GRANTED)
         world.unlock(me)
         baton = "no baton after look" if me.then == "look" else "no baton"
-        self.hold(me)
+        self.hold(me, granted=True)
         if baton not in self.changes:
-            me.pc, me.then = "attend", "holding"
+            me.pc, me.then = "attend", me.pc
         yield "leaves the queue; attention -= 1; unlock", world
 
     def resume(self, state: State, index: int) -> Moves:
@@ -612,7 +720,7 @@ class Protocol:
         world, me = self.begin(state, index)
         if me.outcome == GRANTED:
             text = f"lock; was granted slot {me.slot}; unlock"
-            self.hold(me)
+            self.hold(me, granted=True)
             yield text, world, me
             return
         if me.outcome == SHUT:
@@ -648,7 +756,7 @@ class Protocol:
             self.end(me)
             yield text, world
         else:
-            self.hold(me)
+            self.hold(me, granted=True)
             yield "gives up: lock; was granted a slot; unlock; takes it", world
             world, me = self.begin(state, index)
             self.hold(me)
@@ -657,9 +765,32 @@ class Protocol:
 
     # --- returning --------------------------------------------------------------------------
 
+    def give_back(self, state: State, index: int) -> Moves:
+        """A borrower returns what it has; first it looks whether that is of use."""
+        if not self.scene.judges:
+            yield from self.begin_return(state, index)
+            return
+        world, me = self.begin(state, index)
+        me.seen = SURPLUS * (state.size > state.limit) + STALE * (state.stale >> me.slot & 1)
+        useless = (me.seen & SURPLUS and "surplus kept" not in self.changes) or (
+            me.seen & STALE and "drained kept" not in self.changes
+        )
+        me.pc, me.then = "begin_return", "discard" if useless else ""
+        yield f"putconn: finds slot {me.slot} {'useless' if useless else 'of use'}", world
+
     def begin_return(self, state: State, index: int) -> Moves:
         """IN_USE with its own generation -> RETURNING, by compare-and-swap."""
         world, me = self.begin(state, index)
+        if me.fate == OLD and "table unchecked" not in self.changes:
+            self.end(me)
+            yield "putconn: that is of another table", world
+            return
+        if self.scene.watchman:
+            # Whom a connection may be taken from knows it by the entry. It reads two words, and
+            # by what it has read it swaps.
+            first = "read_fate" if "fate before word" in self.changes else "read_word"
+            yield from getattr(self, first)(state, index)
+            return
         word = world.words[me.slot]
         refused = word != (IN_USE, me.generation)
         if "generation unchecked" in self.changes:
@@ -672,8 +803,17 @@ class Protocol:
             self.end(me)
             yield "putconn: that lending is over: ValueError", world
             return
+        yield from self.returning(world, index)
+
+    def returning(self, world: World, index: int) -> Moves:
+        """The return is this thread's."""
+        me = world.thread(index)
         world.words[me.slot] = (RETURNING, me.generation)
         me.owns = True
+        if me.then == "discard":
+            me.pc, me.then = "recycle", "grow"
+            yield f"putconn: slot {me.slot} := RETURNING; is of no use", world
+            return
         me.then = "recheck"
         me.pc = "look_early" if "read before publish" in self.changes else "restore"
         yield f"putconn: slot {me.slot} := RETURNING", world
@@ -681,6 +821,44 @@ class Protocol:
             world, me = self.begin(world.freeze(), index)
             me.pc, me.then = "recycle", "grow"
             yield f"putconn: slot {me.slot} := RETURNING; is broken", world
+
+    # A notice of death writes the fate, and moves the word on; so a return reads the word, and then
+    # the fate. With the word of a later lending the fate shows too.
+
+    def read_word(self, state: State, index: int) -> Moves:
+        world, me = self.begin(state, index)
+        name, generation = state.words[me.slot]
+        me.seen = 1 + generation if name == IN_USE else 0
+        me.pc = "swap" if "fate before word" in self.changes else "read_fate"
+        yield f"putconn: reads slot {me.slot}, {name} {generation}", world
+
+    def read_fate(self, state: State, index: int) -> Moves:
+        world, me = self.begin(state, index)
+        if me.fate == RETIRED_LENT:
+            self.end(me)
+            yield "putconn: it was taken out meanwhile: accepted", world
+            return
+        me.pc = "read_word" if "fate before word" in self.changes else "swap"
+        yield "putconn: reads the fate, in the table", world
+
+    def swap(self, state: State, index: int) -> Moves:
+        world, me = self.begin(state, index)
+        if state.words[me.slot] == (IN_USE, me.seen - 1):
+            me.seen = 0
+            yield from self.returning(world, index)
+        else:
+            me.pc = "read_fate_again"
+            yield f"putconn: slot {me.slot} is not lent, or not as it was", world
+
+    def read_fate_again(self, state: State, index: int) -> Moves:
+        """Under the mutex, for a notice may be half done."""
+        if state.locked:
+            return
+        world, me = self.begin(state, index)
+        if me.fate != RETIRED_LENT or "fate seen once" in self.changes:
+            raise Violation(f"a borrower's return is refused: slot {me.slot} is taken")
+        self.end(me)
+        yield "putconn: lock; it was taken out meanwhile; unlock: accepted", world
 
     def look_early(self, state: State, index: int) -> Moves:
         """The wrong order: see FAULTS."""
@@ -691,6 +869,12 @@ class Protocol:
     def restore(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
         slot = me.slot
+        if self.scene.judges and me.role == BORROWER:
+            if me.seen & SURPLUS and state.size > state.limit:
+                raise Violation("a return keeps a connection beyond the maximum")
+            if me.seen & STALE:
+                raise Violation("a return keeps a connection from before the drain")
+            me.seen = 0
         self.make_available(world, me)
         if not self.scene.closer:
             self.forget(me)
@@ -735,15 +919,18 @@ class Protocol:
         world.leave(slot)
         me.owns = False
         self.forget(me)
+        # Who replaces what it has found too old makes use of the room, and goes on.
+        goes_on = me.then in GOING_ON
         unused = me.then == "grow" and "no grow after eviction" in self.changes
-        self.go(me, "over" if unused else me.then)
+        self.go(me, "over" if unused else "grow" if goes_on else me.then)
         yield f"lock; slot {slot} := EMPTY; unlock", world
-        if self.scene.replacement and not state.closed:
+        if self.scene.replacement and not state.closed and state.size <= state.limit:
             world, me = self.begin(state, index)
             world.words[slot] = (CONNECTING, 0)
+            world.stale &= ~(1 << slot)
             me.owns = False
             self.forget(me)
-            self.go(me, "over")
+            self.go(me, me.then if goes_on else "over")
             yield f"lock; slot {slot} := CONNECTING; unlock", world
 
     # --- serving ----------------------------------------------------------------------------
@@ -802,12 +989,11 @@ class Protocol:
         if state.locked:
             return
         world, me = self.begin(state, index)
-        limit = min(self.scene.max_connecting, n_waiting(state.threads))
-        if state.size < self.scene.slots and state.growing < limit and not state.closed:
+        wanted = min(self.scene.max_connecting, n_waiting(state.threads))
+        limit = self.scene.slots if "limit unread" in self.changes else state.limit
+        if state.size < limit and state.growing < wanted and not state.closed:
             slot = next(slot for slot, word in enumerate(state.words) if word[0] == EMPTY)
-            world.words[slot] = (CONNECTING, 1)
-            world.size += 1
-            world.growing += 1
+            world.occupy(slot)
             text = f"grow: lock; slot {slot} := CONNECTING; unlock"
         else:
             text = "grow: lock; no room or no need; unlock"
@@ -815,7 +1001,7 @@ class Protocol:
         if me.outcome:
             me.pc = "parked"
         else:
-            self.go(me, "over")
+            self.go(me, me.then if me.then in GOING_ON else "over")
         yield text, world
 
     def connect(self, state: State, index: int) -> Moves:
@@ -871,6 +1057,135 @@ class Protocol:
             me.pc, me.then = "recycle", "grow"
             yield f"reserves slot {slot}, finds it dead", world
 
+    def notice(self, state: State, index: int) -> Moves:
+        """A lent connection has died: take its slot from the borrower, by compare-and-swap."""
+        if state.locked:
+            return
+        for fields in state.threads:
+            slot, generation = fields[SLOT], fields[GENERATION]
+            # A grant that nobody has come for is not lent yet.
+            lent = fields[PC] in LENT
+            lent |= fields[OUTCOME] == GRANTED and "grant evicted" in self.changes
+            if lent and fields[OWNS] and state.words[slot] == (IN_USE, generation):
+                world, me = self.begin(state, index)
+                me.slot, me.generation = slot, generation
+                if "word stored" in self.changes:
+                    me.pc = "take_out"
+                    yield f"notice: the connection of slot {slot} is dead, and lent", world
+                else:
+                    world.lock(me)
+                    yield from self.taken_out(world, index)
+
+    def take_out(self, state: State, index: int) -> Moves:
+        """The wrong way: see FAULTS."""
+        if state.locked:
+            return
+        world, me = self.begin(state, index)
+        world.lock(me)
+        yield from self.taken_out(world, index)
+
+    def taken_out(self, world: World, index: int) -> Moves:
+        me = world.thread(index)
+        borrower = self.borrower(world, me)
+        if borrower is not None:
+            borrower.owns = False
+        world.words[me.slot] = (RETURNING, me.generation)
+        me.owns, me.pc = True, "retire"
+        yield f"notice: lock; takes slot {me.slot} from its borrower", world
+
+    def retire(self, state: State, index: int) -> Moves:
+        world, me = self.begin(state, index)
+        borrower = self.borrower(world, me)
+        if borrower is not None:
+            borrower.fate = RETIRED_LENT
+        world.unlock(me)
+        me.pc, me.then = "recycle", "grow"
+        yield "notice: sets the entry's fate; unlock", world
+
+    def borrower(self, world: World, me: Thread) -> Thread | None:
+        """Return the one that has the connection that *me*, the watchman, takes out."""
+        for number, fields in enumerate(world.threads):
+            lending = fields[ROLE], fields[SLOT], fields[GENERATION]
+            if lending == (BORROWER, me.slot, me.generation):
+                return world.thread(number)
+        return None
+
+    def drain(self, state: State, index: int) -> Moves:
+        """Make what there is today outdated, then replace what is idle of it."""
+        world, me = self.begin(state, index)
+        for slot, (name, _) in enumerate(state.words):
+            if name not in (EMPTY, CONNECTING):
+                world.stale |= 1 << slot
+        me.pc = "sweep_old"
+        yield "drain: epoch += 1", world
+
+    def sweep_old(self, state: State, index: int) -> Moves:
+        if state.free & state.stale:
+            for slot, world, me in self.claims(state, index):
+                if state.stale >> slot & 1:
+                    world.reserve(slot, me)
+                    me.pc, me.then = "recycle", "sweep_old"
+                    yield f"drain: takes slot {slot}", world
+        else:
+            world, me = self.begin(state, index)
+            self.end(me)
+            world.drained = True
+            me.pc = "done"
+            yield "drain: nothing old is free", world
+
+    def resize(self, state: State, index: int) -> Moves:
+        if state.locked or state.resized == len(self.scene.resizes):
+            return
+        world, me = self.begin(state, index)
+        world.limit = self.scene.resizes[state.resized]
+        world.resized += 1
+        me.pc, me.then = "attend", "grow"
+        if "no grow after resize" in self.changes:
+            me.then = "over"
+        yield f"resize: lock; maximum := {world.limit}; unlock", world
+
+    # --- forks ------------------------------------------------------------------------------
+
+    def fork(self, state: State, index: int) -> Moves:
+        """Go on as the child: there is the thread that forked, and others begin."""
+        world, me = self.begin(state, index)
+        holding = me.pc == "holding"
+        slot, generation = me.slot, me.generation
+        if "table kept" in self.changes:
+            for number in range(len(self.roles)):
+                if number != index:
+                    other = world.thread(number)
+                    place, outcome = other.place, other.outcome
+                    self.end(other)
+                    other.place, other.outcome, other.pc = place, outcome, "done"
+            world.old = FREE
+            yield "fork: goes on in the child, with its parent's table", world
+            return
+        fresh = World(self.initial())
+        fresh.free, fresh.size = 0, 0
+        fresh.words = [(EMPTY, 0)] * self.scene.slots
+        fresh.old = HELD if state.locked else FREE
+        if holding:
+            me = fresh.thread(index)
+            me.pc, me.slot, me.generation, me.fate = "holding", slot, generation, OLD
+        yield f"fork: goes on in the child; the old mutex is {fresh.old}", fresh
+
+    def drop(self, state: State, index: int) -> Moves:
+        """A child drops a connection of its parent's, which frees its entry."""
+        world, me = self.begin(state, index)
+        self.end(me)
+        if "ghosts heard" in self.changes:
+            me.pc = "mourn"
+        yield "drops the connection of its parent's", world
+
+    def mourn(self, state: State, index: int) -> Moves:
+        """The wrong way: see FAULTS."""
+        if state.old == HELD:
+            return
+        world, me = self.begin(state, index)
+        self.end(me)
+        yield "tells the old table, under its mutex", world
+
     def close(self, state: State, index: int) -> Moves:
         world, me = self.begin(state, index)
         world.closed = True
@@ -922,6 +1237,9 @@ class Protocol:
                 owners[fields[SLOT]] += 1
             if fields[WAKES] > 1 and not self.scene.shared_gate:
                 raise Violation("a waiter is woken twice")
+            lent = fields[PC] == "holding" and fields[OWNS]
+            if lent and fields[FRESH] and state.stale >> fields[SLOT] & 1:
+                raise Violation("a connection from before the drain is lent after it")
             for kind, operand in fields[BUFFER]:
                 if kind == "bit":
                     free |= 1 << operand
@@ -957,5 +1275,5 @@ class Protocol:
         elif waiting:
             if state.free:
                 raise Violation("somebody waits while a connection is free")
-            if state.size < self.scene.slots and all(name != CONNECTING for name, _ in state.words):
+            if state.size < state.limit and all(name != CONNECTING for name, _ in state.words):
                 raise Violation("somebody waits while there is room, and nobody connects")

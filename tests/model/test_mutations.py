@@ -13,12 +13,18 @@ from search import Counterexample, search
 
 LOST_WAKE_UP = "somebody waits while a connection is free"
 ROOM_UNUSED = "somebody waits while there is room, and nobody connects"
+LENT_OLD = "a connection from before the drain is lent after it"
 KEPT = "a closed pool has kept a connection"
 
 TWO = Scene()
 CLOSING = Scene(closer=True)
 CLOSING_GROWTH = Scene(ready=0, connectors=1, closer=True)
 SECOND_RETURNS = Scene(second_return=True)
+SHRINKING = Scene(slots=2, resizes=(1, 2), connectors=1)
+GROWING = Scene(slots=2, ready=1, limit=1, resizes=(2,), connectors=1)
+DRAIN = Scene(drainer=True, connectors=1)
+DEATHS = Scene(watchman=True, connectors=1)
+FORK = Scene(forks=True, connectors=1)
 
 # Fault: the least scene that shows it, and what goes wrong.
 CAUGHT = {
@@ -47,6 +53,19 @@ CAUGHT = {
     "close overlooked": (CLOSING, KEPT),
     "install unchecked": (CLOSING_GROWTH, KEPT),
     "sweep first": (CLOSING_GROWTH, KEPT),
+    "limit unread": (SHRINKING, "the pool grows to 2, beyond its maximum of 1"),
+    "surplus kept": (SHRINKING, "a return keeps a connection beyond the maximum"),
+    "no grow after resize": (GROWING, ROOM_UNUSED),
+    "drained lent": (DRAIN, LENT_OLD),
+    "drained granted": (DRAIN, LENT_OLD),
+    "drained kept": (DRAIN, "a return keeps a connection from before the drain"),
+    "word stored": (DEATHS, "slot 0 is returning, its bit 1"),
+    "fate before word": (DEATHS, "slot 0 is returning, and has 2 owners"),
+    "fate seen once": (DEATHS, "a borrower's return is refused: slot 0 is taken"),
+    "grant evicted": (DEATHS, "slot 0 is returning, and has 2 owners"),
+    "table kept": (FORK, "slot 0 is in use, and has 0 owners"),
+    "table unchecked": (FORK, "slot 0 is returning, and has 2 owners"),
+    "ghosts heard": (FORK, "a borrower is stuck before mourn"),
 }
 
 # What may be left out, and a scene in which it would matter if it mattered.

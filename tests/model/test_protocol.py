@@ -27,6 +27,16 @@ SCENES = {
     "closing": Scene(closer=True),
     "closing while it grows": Scene(ready=0, connectors=1, closer=True),
     "closing while it is maintained": Scene(keeper=True, closer=True),
+    "resized down and up": Scene(slots=2, resizes=(1, 2), connectors=1),
+    "resized up and down": Scene(slots=2, ready=1, limit=1, resizes=(2, 1), connectors=1),
+    "drained": Scene(drainer=True, connectors=1),
+    "drained and refilled": Scene(drainer=True, connectors=1, replacement=True),
+    "closing while it is drained": Scene(drainer=True, closer=True),
+    "deaths while lent": Scene(watchman=True, connectors=1),
+    "deaths while lent, and replacements": Scene(watchman=True, connectors=1, replacement=True),
+    "closing among deaths": Scene(watchman=True, closer=True),
+    "forks": Scene(forks=True, borrowers=3, connectors=1),
+    "forks with two connections": Scene(slots=2, forks=True, connectors=1),
 }
 
 DEEP_SCENES = {
@@ -41,6 +51,15 @@ DEEP_SCENES = {
     "three callers, closing": Scene(slots=2, borrowers=3, closer=True),
     "closing, growing, breaking": Scene(slots=2, ready=1, connectors=1, breakage=True, closer=True),
     "closing, growing, maintained": Scene(keeper=True, connectors=1, closer=True),
+    "deaths of two connections": Scene(slots=2, watchman=True, connectors=1),
+    "deaths while lent and while idle": Scene(watchman=True, keeper=True, connectors=1),
+    "closing while it is resized": Scene(
+        slots=2, ready=1, limit=1, resizes=(2,), connectors=1, closer=True
+    ),
+    "two connections drained": Scene(slots=2, drainer=True, connectors=1),
+    "drained and resized": Scene(slots=2, resizes=(1,), drainer=True, connectors=1),
+    "drained, and forks": Scene(forks=True, drainer=True, connectors=1),
+    "deaths, and forks": Scene(forks=True, watchman=True, connectors=1),
 }
 
 deep = pytest.mark.skipif("MODEL_DEEP" not in os.environ, reason="MODEL_DEEP=1 runs it")
@@ -70,4 +89,6 @@ def test_the_searches_take_every_step_of_the_protocol() -> None:
         *("begin_return", "restore", "recheck", "recycle"),
         *("grow", "install", "land", "vacate"),
         *("announce", "shut", "sweep"),
+        *("checkout", "compare", "sweep_old"),
+        *("read_fate", "swap", "read_fate_again", "retire"),
     }
