@@ -256,6 +256,8 @@ cdef class FastPath:
                 set_pool(self, conn, self)
                 return conn
             self._retire(table.lend(index, False, 0, now))
+            if table.overdue():     # that took time, and a waiter may have grown old over it
+                return None
 
     cpdef bint _keep(self, conn) except -1:
         """Take a connection back. Return False, with nothing done, when that is not plain."""
@@ -313,6 +315,7 @@ cdef object stand_in_line(FastPath pool, timeout):
     """Wait for a connection of a pool that is at its maximum; None when that is not plain."""
     cdef SlotTable table = pool._table
     cdef Waiter waiter
+    cdef Entry entry
     cdef double seconds
     if not pool._lends or pool._check is not None or logs_info() or table.has_room():
         return None
@@ -334,6 +337,9 @@ cdef object stand_in_line(FastPath pool, timeout):
         except BaseException:
             pool._leave_queue(waiter)
             raise
+    entry = slot_of(pool, conn)
+    if table.slot(entry.index).epoch != fp_peek(&table.epoch):
+        return pool._acquire_another(conn, seconds, (fp_now() - waiter.since) * 1e-9)
     conn._pool = pool
     return conn
 

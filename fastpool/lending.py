@@ -127,8 +127,17 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
     except BaseException:
         await leave_queue(pool, waiter)
         raise
+    if table.is_expired(conn._slot):
+        return await acquire_another(pool, conn, timeout, deadline)
     conn._pool = pool
     return conn
+
+
+async def acquire_another(pool: BasePool, conn: Any, timeout: float, deadline: float) -> Any:
+    """Replace a connection that was granted, and get one that a drain has not made too old: this
+    one was on its way back while drain() looked for what is idle."""
+    await retire(pool, conn)
+    return await _acquire(pool, timeout, deadline)
 
 
 async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:

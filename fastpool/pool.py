@@ -232,6 +232,10 @@ class ConnectionPool(Generic[CT], BasePool):
     def _refuse_waiter(self, waiter: Waiter, timeout: float) -> None:
         lending.refuse_waiter(self, waiter, timeout)
 
+    def _acquire_another(self, conn: Any, timeout: float, waited: float) -> Any:
+        deadline = now() + timeout - waited
+        return run(lending.acquire_another(self, conn, timeout, deadline))
+
     def _leave_queue(self, waiter: Waiter) -> None:
         run(lending.leave_queue(self, waiter))
 

@@ -1002,6 +1002,34 @@ def test_an_interrupt_at_any_line_of_a_close_leaves_nothing_that_a_second_close_
     assert lines >= 15
 
 
+@pytest.mark.parametrize("options", [{}, {"max_waiting": 9}, {"check": bool}], ids=str)
+def test_who_waits_after_a_drain_is_not_granted_what_came_back_while_it_swept(
+    make_pool: Callable[..., ConnectionPool[Any]], options: dict[str, Any]
+) -> None:
+    """The return finds its connection new enough; drain() sweeps, and ends; a caller queues; the
+    return makes the connection available, and it is granted to that caller."""
+    pool = make_pool(**options)
+    table = pool._table
+    old = pool.getconn()
+    assert table.begin_return(old) == RETURN_TAKEN
+    assert not table.is_expired(old._slot)
+    pool.drain()
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(pool.getconn(10.0)))
+    caller.start()
+    soon(lambda: pool.get_stats()["requests_waiting"] == 1)
+    table.restore(old)
+    caller.join(10.0)
+    (conn,) = found
+    assert conn is not old
+    assert old.closed
+    assert not table.is_expired(conn._slot)
+    assert pool.get_stats()["requests_num"] == 2
+    pool.putconn(conn)
+    del conn, found[:]
+    soon(lambda: is_whole(pool))
+
+
 def test_a_caller_that_found_no_room_and_queues_after_a_connect_was_given_up_is_served(
     make_pool: Callable[..., ConnectionPool[Any]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1116,6 +1116,23 @@ async def test_each_who_is_granted_and_cancelled_hands_on_to_the_next(open_pool,
     await pool.putconn(conn)
 
 
+async def test_who_waits_after_a_drain_is_not_granted_what_came_back_while_it_swept(
+    open_pool, spawn, waiting, whole
+):
+    pool = await open_pool()
+    old = await pool.getconn()
+    pool._table.begin_return(old)  # found new enough, and not yet available
+    await pool.drain()
+    call = spawn(pool.getconn(timeout=5.0))
+    await waiting(pool, 1)
+    pool._table.restore(old)
+    conn = await call.result()
+    assert conn is not old
+    assert old.closed
+    await pool.putconn(conn)
+    await whole(pool)
+
+
 async def get_in_time(pool, seconds):
     """getconn() in a block of asyncio.timeout(); what it brings at the last moment goes back."""
     conn = None
