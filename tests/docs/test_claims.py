@@ -96,6 +96,13 @@ DIFFERENCES = {
     # Connecting and failing
     "Attempts to connect get rarer": [f"{DEFECTS}::test_attempts_are_at_most_a_second_apart"],
     "After an outage longer": [f"{DEFECTS}::test_a_pool_that_gave_up_recovers_by_itself"],
+    "Senseless arguments": [
+        "tests/pool/kinds/test_parameters.py::test_an_argument_out_of_range_is_refused",
+        "tests/pool/kinds/test_parameters.py::test_a_pool_for_threads_takes_no_coroutine_function",
+    ],
+    "A malformed `conninfo`": [
+        "tests/pool/kinds/test_secrets.py::test_a_failing_connect_shows_no_password"
+    ],
     # Statistics
     "Times are cut": [f"{DEFECTS}::test_many_short_uses_add_up"],
     "Keys are absent": [f"{DEFECTS}::test_every_key_is_always_there"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from docs.pages import ROOT
@@ -29,7 +31,11 @@ def rows() -> set[str]:
 
 def test_the_reference_is_what_the_docstrings_say() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=50
+        [sys.executable, str(SCRIPT), "--check"],
+        env=os.environ | {"PYTHONPATH": str(Path(fastpool.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
