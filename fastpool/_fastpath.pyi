@@ -2,7 +2,7 @@ import logging
 from asyncio import AbstractEventLoop, Task
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 from typing_extensions import Self
 
@@ -13,6 +13,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 logger: logging.Logger
 
 current_task: Callable[[AbstractEventLoop | None], Task[Any] | None]
+
+QUIET: Final[int]
+DATA: Final[int]
+ENDED: Final[int]
+
+def look(fd: int) -> int: ...
 
 class FastPath:
     _lends: bool
