@@ -164,7 +164,9 @@ class Runner:
             text=True,
             timeout=TIME_LIMIT,
         )
-        assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
+        # The doctor ends with 1 when it has a warning, as of a debug build.
+        fine = (0, 1) if "doctor" in words else (0,)
+        assert done.returncode in fine, f"{where}: {shlex.join(words)}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, f"{where}: {done.stderr}"
         return done.stdout
 
