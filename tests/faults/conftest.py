@@ -11,14 +11,18 @@ Figures are the promised ones. What the machine itself is late by is measured, a
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
+import secrets
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +188,93 @@ def proxy(faults: Faults) -> Iterator[Proxy]:
         yield proxy
 
 
+class Partition:
+    """A proxy that stands in a network namespace of its own; the way there can be interrupted.
+
+    Packets then go to a hardware address that nobody has, in both directions: none is refused,
+    none arrives. Raises CalledProcessError where that is not allowed.
+    """
+
+    _NOBODY = "02:00:00:00:00:01"
+
+    def __init__(self, server: PostgresServer) -> None:
+        number = secrets.randbelow(1 << 14)
+        self._space = f"fastpool-{number}"
+        self._links = (f"fp{number}a", f"fp{number}b")
+        # Addresses for tests of networks: RFC 2544.
+        net = f"198.18.{number >> 6}.{(number & 63) * 4}"
+        stem, last = net.rsplit(".", 1)
+        self._addresses = (f"{stem}.{int(last) + 1}", f"{stem}.{int(last) + 2}")
+        self._macs: tuple[str, ...] = ()
+        self._target = str(server.socket_dir / f".s.PGSQL.{server.port}")
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Partition:
+        here, there = self._links
+        try:
+            self._ip("netns", "add", self._space)
+            self._stack.callback(self._ip, "netns", "delete", self._space)
+            self._ip("link", "add", here, "type", "veth", "peer", there, "netns", self._space)
+            for side, link in enumerate(self._links):
+                self._ip("address", "add", f"{self._addresses[side]}/30", "dev", link, side=side)
+                self._ip("link", "set", link, "up", side=side)
+            self._macs = tuple(self._mac(side) for side in (0, 1))
+            self.join()
+            self._proxy = self._stack.enter_context(
+                Proxy(self._target, self._addresses[1], ["ip", "netns", "exec", self._space])
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """Where the proxy listens, as parameters of a connection string."""
+        return {"host": self._addresses[1], "port": self._proxy.port}
+
+    def drop(self) -> None:
+        """Lose every packet."""
+        self._know([self._NOBODY, self._NOBODY])
+
+    def join(self) -> None:
+        """Deliver packets again."""
+        self._know(self._macs)
+
+    def _know(self, macs: Sequence[str]) -> None:
+        for side, link in enumerate(self._links):
+            peer, mac = self._addresses[1 - side], macs[1 - side]
+            self._ip(
+                "neigh", "replace", peer, "lladdr", mac, "dev", link, "nud", "permanent", side=side
+            )
+
+    def _mac(self, side: int) -> str:
+        shown = json.loads(self._ip("-json", "link", "show", self._links[side], side=side))
+        return str(shown[0]["address"])
+
+    def _ip(self, *words: str, side: int = 0) -> str:
+        where = ["-n", self._space] if side else []
+        done = subprocess.run(["ip", *where, *words], capture_output=True, text=True, check=True)
+        return done.stdout
+
+
+@pytest.fixture
+def partition(faults: Faults) -> Iterator[Partition]:
+    """A way to the common server that can be interrupted, where privileges allow."""
+    if shutil.which("ip") is None:
+        pytest.skip("no ip(8) to make a network namespace with")
+    with contextlib.ExitStack() as stack:
+        try:
+            way = stack.enter_context(Partition(faults.server))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespace: {error.stderr.strip()}")
+        faults.cured_by(way.join)
+        yield way
+
+
 class Probe:
     """When a server takes connections, found out by connecting all the time."""
 
@@ -262,6 +353,7 @@ def is_whole(subject: Subject, faults: Faults, eventually: Callable[..., Any]) -
     if subject.keeps_idle:
         eventually(
             lambda: subject.sessions(faults.admin) == subject.pids,
+            timeout=IN_THE_END,
             what=f"the server has the sessions of {subject} and no others",
         )
 
@@ -345,7 +437,9 @@ def _judge(subject: Subject, faults: Faults, eventually: Callable[..., Any]) -> 
     finally:
         subject.attempt("close").succeeds()
         eventually(
-            lambda: not subject.sessions(faults.admin), what=f"no session of {subject} is left"
+            lambda: not subject.sessions(faults.admin),
+            timeout=IN_THE_END,
+            what=f"no session of {subject} is left",
         )
 
 

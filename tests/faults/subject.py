@@ -38,7 +38,7 @@ ALL = (*POOLS, *NULL_POOLS)
 # What a call may take beyond its deadline, in seconds.
 GRACE = 0.05
 # Whatever hangs is given up after so many seconds: far beyond all that is promised.
-HANGS = 12.0
+HANGS = 9.0
 _TICK = 0.005
 _MOST_LATE = 0.3
 _LIVING = "select pid from pg_stat_activity where application_name = %s"
@@ -256,6 +256,18 @@ class Subject:
         with self.pool.connection(timeout=timeout) as conn:
             return await self._query(conn, sql)
 
+    async def _work(self, stop: threading.Event, timeout: float, sql: str, pause: float) -> int:
+        """Use the pool until *stop* is set; what fails is in the ledger. Return the uses."""
+        uses = 0
+        while not stop.is_set():
+            uses += 1
+            began = time.monotonic()
+            outcome = await self._outcome("use", began, (timeout, sql), {})
+            if not outcome.ok:
+                self.ledger.append(outcome)
+            await self._call(asyncio.sleep if self.is_async else time.sleep, pause)
+        return uses
+
     async def _open(self, wait: bool = True, timeout: float = 10.0) -> None:
         await self._call(self.pool.open, wait=wait, timeout=timeout)
 
@@ -269,17 +281,18 @@ class Subject:
         await self._call(self.pool.check)
 
     async def _record(self, operation: str, began: float, args: Any, kwargs: Any) -> Outcome:
+        outcome = await self._outcome(operation, began, args, kwargs)
+        self.ledger.append(outcome)
+        return outcome
+
+    async def _outcome(self, operation: str, began: float, args: Any, kwargs: Any) -> Outcome:
         value = error = None
         try:
             value = await getattr(self, f"_{operation}")(*args, **kwargs)
         except Exception as raised:
             error = raised
         ended = time.monotonic()
-        outcome = Outcome(
-            self.kind, operation, began, ended, self._metronome.lateness, value, error
-        )
-        self.ledger.append(outcome)
-        return outcome
+        return Outcome(self.kind, operation, began, ended, self._metronome.lateness, value, error)
 
     def start(self, operation: str, *args: Any, **kwargs: Any) -> Future[Outcome]:
         """Start an operation; the future's result is its Outcome."""
