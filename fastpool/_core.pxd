@@ -47,6 +47,7 @@ cdef enum Fate:
     RESIDENT = 0
     RETIRED = 1             # taken out of the table
     RETIRED_LENT = 2        # ... while its borrower had it: one late return is accepted quietly
+    INHERITED = 3           # of the process that this one was forked from
 
 # Events that any thread may count (SlotTable.count); nanoseconds where the name says so.
 cdef enum:
@@ -108,7 +109,7 @@ cdef class Entry:
     cdef readonly long backend_pid
     cdef int64_t created
     cdef public bint leased # lent by connect(): the borrower holds a Lease, not the connection
-    cdef fp_atomic fate     # RESIDENT, RETIRED or RETIRED_LENT
+    cdef fp_atomic fate     # a Fate
 
 
 @cython.final
@@ -170,11 +171,13 @@ cdef class SlotTable:
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
     cdef bint lifo
+    cdef long pid                   # of the process that it belongs to; see forsake()
     cdef readonly bint keeps_idle   # else no connection stands available: a null pool's
     cdef readonly object on_lost    # called with (index, pid, owner, held_ns, closed)
     cdef readonly object on_owed    # called with (index)
 
     # memory and states
+    cdef bint is_ours(self) noexcept nogil
     cdef bint make_room(self, int slots) noexcept nogil
     cdef Chunk *chunk(self, int index) noexcept nogil
     cdef Slot *slot(self, int index) noexcept nogil

@@ -84,6 +84,17 @@ cdef extern from *:
 cdef extern from "Python.h":
     int Py_MakePendingCalls() except -1
 
+cdef extern from *:
+    """
+    #ifdef _WIN32
+    #define fp_pid() 1L             /* there is no fork */
+    #else
+    #include <unistd.h>
+    #define fp_pid() ((long)getpid())
+    #endif
+    """
+    long fp_pid() nogil
+
 cdef enum Outcome:
     WAITING = 0
     GRANTED = 1
@@ -164,6 +175,11 @@ cdef class Entry:
                 and (table.state(self.index) != IN_USE or table.slot(self.index).conn != NULL))
 
     @property
+    def is_inherited(self):
+        """Whether the connection is that of a process that this one was forked from."""
+        return fp_load(&self.fate) == INHERITED
+
+    @property
     def connection_face(self):
         """The object that is lent in the connection's place, None when that is itself."""
         return self.face
@@ -238,7 +254,7 @@ cdef class Waiter:
         cdef SlotTable table
         if self.index >= 0:
             table = self.table_ref()
-            if table is not None:
+            if table is not None and table.is_ours():
                 table.give_up(self.index)
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
@@ -306,6 +322,7 @@ cdef class SlotTable:
         self.keeps_idle = keeps_idle
         self.on_lost = on_lost
         self.on_owed = on_owed
+        self.pid = fp_pid()
         self.me = PyWeakref_NewRef(self, None)
         if max_size > MAX_SLOTS:
             raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
@@ -330,6 +347,47 @@ cdef class SlotTable:
             PyMem_RawFree(self.chunks[i].memory)
         drop_queue(self.first)
         drop_queue(self.first_watcher)
+
+    # --- forks ------------------------------------------------------------------------------
+
+    cdef bint is_ours(self) noexcept nogil:
+        """Whether this is the table's process. In one that was forked from it the mutex may be
+        held by a thread that is not there, so no finalizer goes any further."""
+        return self.pid == fp_pid()
+
+    def forsake(self):
+        """Give the table up, in a forked child, where nothing may use it any more.
+
+        Its connections are the parent's: each is marked as inherited, and what becomes of it is
+        nobody's business. Return (the pgconn of all, the connections that were in nobody's hands).
+        Takes no lock; no other thread may run.
+        """
+        cdef int index
+        cdef PyObject *entry
+        sessions = []
+        at_home = []
+        self.pid = 0
+        for index in range(self.capacity()):
+            entry = self.chunk(index).details[index & 63].entry
+            if entry != NULL:
+                fp_store(&(<Entry>entry).fate, INHERITED)
+                sessions.append((<Entry>entry).pgconn)
+            if self.slot(index).conn != NULL:
+                at_home.append(self.take(index))
+        return sessions, at_home
+
+    def heir(self):
+        """Return an empty table of the same sizes and policies, for a forked child.
+
+        With room for as many slots: what was lent by the old one is looked up by its index still.
+        """
+        cdef SlotTable heir = SlotTable(
+            self.min_size, self.max_size, lifo=self.lifo, max_connecting=self.max_connecting,
+            tau_ns=self.tau, keeps_idle=self.keeps_idle, on_lost=self.on_lost, on_owed=self.on_owed,
+        )
+        if not heir.make_room(self.capacity()):
+            raise MemoryError
+        return heir
 
     # --- memory -----------------------------------------------------------------------------
 
@@ -641,6 +699,8 @@ cdef class SlotTable:
         cdef int64_t held
         # Not only while IN_USE: whoever was returning it, or looked at it, has gone as well. Nor
         # can anybody move the slot any more, for that takes the connection.
+        if not self.is_ours():
+            return
         word = fp_load(&slot.word)
         state = word & 0xFF
         if state != IN_USE and state != RETURNING and state != RESERVED:
@@ -665,6 +725,8 @@ cdef class SlotTable:
         """The debt is dropped. Return whether the slot still waits for what it is owed."""
         cdef Detail *detail = &self.chunk(debt.index).details[debt.index & 63]
         cdef bint unpaid
+        if not self.is_ours():
+            return False
         with self.mutex:
             unpaid = detail.debt == <PyObject *>debt
             if unpaid:

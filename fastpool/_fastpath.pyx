@@ -17,7 +17,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 
 from fastpool._core cimport (
-    Entry, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
+    Entry, INHERITED, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
     fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
 )
 
@@ -280,6 +280,13 @@ cdef class FastPath:
             self._refuse_loop()
         return 0
 
+    cdef int check_loop_of(self, Entry entry) except -1:
+        """The same for a return. In a forked child that of the parent's is harmless anywhere."""
+        if self._loop is not None and running_loop() is not self._loop:
+            if fp_load(&entry.fate) != INHERITED:
+                self._refuse_loop()
+        return 0
+
     def _overrides_nothing(self):
         """Whether the pool's class has the getconn() and putconn() of its shell."""
         return False
@@ -318,7 +325,7 @@ cdef class FastPath:
 cdef bint keep(FastPath pool, Entry entry, conn) except -1:
     """Take back a connection whose entry is known."""
     cdef int64_t now = fp_now_coarse()
-    pool.check_loop()
+    pool.check_loop_of(entry)
     if entry.leased or not is_fit(pool, entry, now):
         return False
     if pool._table.begin_return_c(entry, -1) != TAKEN:
@@ -657,7 +664,7 @@ cdef class Lease:
         attributes = self.closed.copy()
         with cython.critical_section(self):
             if self.entry is not None:
-                self.pool.check_loop()      # raises before anything is ended
+                self.pool.check_loop_of(self.entry)     # raises before anything is ended
                 pool, conn, entry = self.pool, self.conn, self.entry
                 if pool.is_direct():
                     outcome = pool._table.begin_return_c(entry, self.lending >> 8)
@@ -779,7 +786,7 @@ cdef class Block:
         """Whether the lending has ended before the block has, other than by the borrower's closing
         a connection that is of no more use: the return after that is accepted quietly."""
         return (self.entry is not None and self.word() != self.lending
-                and fp_load(&self.entry.fate) != RETIRED_LENT)
+                and fp_load(&self.entry.fate) < RETIRED_LENT)
 
 
 cdef class ConnectionBlock(Block):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from . import parameters
+from . import forks, parameters
 from ._core import COUNT_LOST, Gauge, SlotTable, Waiter
 from ._fastpath import FastPath, logger
 from .errors import PoolClosed
@@ -207,16 +207,34 @@ class BasePool(FastPath):
                 on_owed=self._make_on_owed(),
             )
         )
+        self._redactor = Redactor()
+        # What the first use warns of.
+        self._warns: Warning | None = None
+        # In a forked child: open since before the fork, to be opened there when it is used.
+        self._was_open = False
+        self._connector: Connector
+        self._begin()
+        forks.register(self)
+
+    def _begin(self) -> None:
+        """Have the state of a pool that is not open yet, but for the slot table and chores."""
+        self._lends = False
         self._opening = Gauge()
         self._lost: deque[int] = deque()
         self._popped: dict[str, int] = {}
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
-        self._redactor = Redactor()
-        # What the first use warns of.
-        self._warns: Warning | None = None
-        self._connector: Connector
         self._shrink_timer: Timer | None = None
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew, open or closed as before. What was lent is the parent's;
+        that it comes back is accepted. Shells extend this."""
+        opened, closed = self._opened, self._table.closed
+        self._set_table(self._table.heir())
+        self._begin()
+        self._was_open = opened and not closed
+        if closed:
+            self._table.close()
 
     def __repr__(self) -> str:
         cls = type(self)
@@ -272,7 +290,7 @@ class BasePool(FastPath):
 
     @property
     def _opened(self) -> bool:
-        return self._opening.inside > 0
+        return self._opening.inside > 0 or self._was_open
 
     def _begin_open(self) -> bool:
         """Become open. Return True to the one caller who does the opening's work."""
@@ -289,6 +307,7 @@ class BasePool(FastPath):
         """Say what is to be said at the first use, and make way for the fast path."""
         warns, self._warns = self._warns, None
         if not self._closed:
+            self._reopen()
             self._lends = self._KEEPS_IDLE
         if warns is not None:
             warnings.warn(warns, stacklevel=1)
@@ -478,6 +497,10 @@ class BasePool(FastPath):
         def check_connection(conn: Any) -> Any: ...
 
     # --- primitives of the shells -------------------------------------------------------------
+
+    def _reopen(self) -> None:
+        """In a forked child, at the first use of a pool that was open: open it."""
+        raise NotImplementedError
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call the user's function or the driver's."""

@@ -80,6 +80,9 @@ class ConnectionPool(Generic[CT], BasePool):
     *max_connecting*: how many connects may be under way at once for requests that wait; no more
     than num_workers are, whatever it says.
 
+    In a forked child an open pool opens connections of its own at its first use. What was lent then
+    is the parent's: in the child it is of no use, and giving it back is harmless.
+
     Thread-safe. Raises TypeError for an argument of the wrong type, ValueError for one that is out
     of range; both name the argument.
     """
@@ -136,11 +139,18 @@ class ConnectionPool(Generic[CT], BasePool):
             max_connecting=max_connecting,
             open=open,
         )
-        self._connector = Connector(self)
-        self._workers = Workers(self.name)
         if open is None:
             self._warns = DeprecationWarning(_IMPLICIT_OPEN.format(type(self).__name__))
         if open or open is None:
+            upkeep.start(self)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._connector = Connector(self)
+        self._workers = Workers(self.name)
+
+    def _reopen(self) -> None:
+        if self._was_open:
             upkeep.start(self)
 
     # --- life cycle ---------------------------------------------------------------------------

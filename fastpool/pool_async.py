@@ -63,9 +63,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     reset at a time.
 
     Open it with `async with AsyncConnectionPool(...)`, or `await pool.open()`. It belongs to the
-    loop that it is opened in: used in another one, its methods raise RuntimeError. A task that is
-    cancelled at any await loses nothing. Not thread-safe, as asyncio is not; only `get_stats()`,
-    `pop_stats()` and `snapshot()` may be called in any thread.
+    loop that it is opened in: used in another one, or in a forked child, its methods raise
+    RuntimeError. A task that is cancelled at any await loses nothing. Not thread-safe, as asyncio
+    is not; only `get_stats()`, `pop_stats()` and `snapshot()` may be called in any thread.
     """
 
     conninfo: AsyncConninfoParam
@@ -123,13 +123,24 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             max_connecting=max_connecting,
             open=open,
         )
-        self._connector = Connector(self)
         self._tasks: Tasks
         if open or open is None:
             self._warns = RuntimeWarning(_OPEN_IN_CONSTRUCTOR.format(type(self).__name__))
             if open:
                 self._warn_once()
             self._open()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._connector = Connector(self)
+
+    def _reopen(self) -> None:
+        """Nothing: where the pool was open already nobody comes that far."""
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        if self._loop is not None:
+            self._loop = _ParentsLoop()
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -160,11 +171,17 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             self._refuse_loop()
 
     def _refuse_loop(self) -> None:
-        if not self._table.closed:  # when it is, the loop may have ended, and does not matter
+        if self._table.closed:
+            return  # the loop may have ended, and does not matter
+        if isinstance(self._loop, _ParentsLoop):
             raise RuntimeError(
-                f"the pool {self.name!r} was opened in another event loop, and its connections"
-                " belong to that one: use it there, or open one pool for each loop"
+                f"the pool {self.name!r} was opened in the parent process, and its connections"
+                " belong to that: make a pool after the fork"
             )
+        raise RuntimeError(
+            f"the pool {self.name!r} was opened in another event loop, and its connections"
+            " belong to that one: use it there, or open one pool for each loop"
+        )
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool: whoever waits gets PoolClosed at once, idle connections are closed.
@@ -412,6 +429,16 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         with suppress(RuntimeError):  # the loop has ended: nothing happens any more
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(partial(function, *args), context=Context())
+
+
+class _ParentsLoop:
+    """The event loop of a pool that was opened before this process was forked: it has ended."""
+
+    def is_closed(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("the event loop is the parent process's")
 
 
 # What they are while nobody has patched the class.

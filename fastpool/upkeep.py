@@ -65,6 +65,7 @@ async def shrink(pool: BasePool) -> None:
 
 async def check(pool: BasePool) -> None:
     """Check every idle connection where it stands; replace those that fail or have expired."""
+    pool._reopen()
     table = pool._table
     for index in range(table.capacity()):
         conn = table.reserve(index)
@@ -110,6 +111,8 @@ def resize(pool: BasePool, min_size: int, max_size: int | None) -> None:
     min_size, max_size = pool._check_size(min_size, max_size)
     logger.info("resizing %r to min_size=%s max_size=%s", pool.name, min_size, max_size)
     table = pool._table
+    if not pool._closed:
+        pool._reopen()
     table.resize(min_size, max_size)
     if pool._opened:
         if not pool._closed:

@@ -7,11 +7,18 @@ that stops or restarts a server makes one with `own_server`.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import os
+import pickle
+import select
+import signal
 import sysconfig
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import pytest
 
@@ -111,3 +118,86 @@ def makers_gone(eventually: Eventually) -> Callable[[], None]:
             )
 
     return wait
+
+
+# --- forked children --------------------------------------------------------------------------
+
+
+class Child:
+    """A forked child of the test's process that calls one function."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._answer, answer = os.pipe()
+        with warnings.catch_warnings():
+            # Python 3.12 and newer: the process has threads. That is what is tested.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            _live(function, answer)
+        os.close(answer)
+
+    def result(self, timeout: float = 20.0) -> Any:
+        """Return what the function returned. Fails with what it raised; or, after *timeout*
+        seconds, with what the child's threads were doing. The child has ended then."""
+        received = self._receive(time.monotonic() + timeout)
+        late = received is None
+        if late:
+            os.kill(self.pid, signal.SIGUSR1)  # see _live()
+            received = self._receive(time.monotonic() + 1.0, part=True) or b""
+            os.kill(self.pid, signal.SIGKILL)
+        os.close(self._answer)
+        os.waitpid(self.pid, 0)
+        if late:
+            raise AssertionError(f"the child hung:\n{received.decode(errors='replace')}")
+        assert received, "the child ended without a word"
+        value, error = pickle.loads(received)
+        if error is not None:
+            raise AssertionError(f"in the child:\n{error}")
+        return value
+
+    def _receive(self, deadline: float, part: bool = False) -> bytes | None:
+        """Read until the end of the child's answer. None, or a *part*, at the *deadline*."""
+        received = b""
+        while select.select([self._answer], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            chunk = os.read(self._answer, 65536)
+            received += chunk
+            if not chunk:
+                return received
+        return received if part else None
+
+
+def _live(function: Callable[[], Any], answer: int) -> NoReturn:
+    """Be the child: never return into the test, or into what would run the other tests."""
+    try:
+        faulthandler.register(signal.SIGUSR1, file=answer)
+        try:
+            told = pickle.dumps((function(), None))
+        except BaseException:
+            told = pickle.dumps((None, traceback.format_exc()))
+        while told:
+            told = told[os.write(answer, told) :]
+    finally:
+        os._exit(0)
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[[Callable[[], Any]], Child]]:
+    """`fork(function).result()` calls *function* in a forked child, and returns what it returns.
+
+    The child ends by os._exit(), at the test's end at the latest.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("there is no fork on this platform")
+    children: list[Child] = []
+
+    def start(function: Callable[[], Any]) -> Child:
+        child = Child(function)
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if os.waitpid(child.pid, os.WNOHANG) == (0, 0):
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)

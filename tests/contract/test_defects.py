@@ -563,3 +563,39 @@ def test_a_lease_that_has_ended_leaves_the_next_borrower_alone(open_pool, pid, e
     assert pool.get_stats()["pool_available"] == 0
     new.close()
     assert pool.get_stats()["pool_available"] == 1
+
+
+# Forked children
+
+
+@defect("a forked child is lent its parent's sessions")
+def test_a_forked_child_has_sessions_of_its_own(full_pool, fork, pid):
+    pool = full_pool()
+    conn = pool.getconn()
+    parents = pid(conn)
+    pool.putconn(conn)
+
+    def child():
+        with pool.connection(timeout=5.0) as conn:
+            return pid(conn)
+
+    assert fork(child).result() != parents
+
+
+@defect("a forked child that closes its pool ends the parent's", raises=psycopg.OperationalError)
+def test_a_forked_child_that_closes_its_pool_leaves_its_parents_alone(full_pool, fork):
+    pool = full_pool()
+    assert fork(lambda: pool.close(timeout=1.0)).result() is None
+    with pool.connection() as conn:
+        conn.execute("select 1")
+
+
+@defect("a forked child has no threads to connect with")
+def test_a_forked_child_may_grow_its_pool(open_pool, fork):
+    pool = open_pool(min_size=1, max_size=2)
+
+    def child():
+        with pool.connection(timeout=2.0), pool.connection(timeout=2.0):
+            return True
+
+    assert fork(child).result()
