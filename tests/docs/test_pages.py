@@ -24,7 +24,7 @@ NEEDS = {
     "docs/howto/sqlalchemy.md": ("sqlalchemy", "greenlet"),
 }
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(ROOT.glob("*.md")),
     *sorted(DOCS.rglob("*.md")),
 ]
 LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)")
