@@ -35,6 +35,10 @@ GUARANTEES = {
     "its counts add up": [
         "tests/pool/test_snapshot.py::test_the_counts_of_every_snapshot_add_up_under_load",
     ],
+    "works with sessions of its own": [
+        "tests/pool/test_forks.py::test_a_childs_pool_opens_sessions_of_its_own",
+        "tests/pool/test_forks.py::test_whatever_a_child_does_the_parents_sessions_go_on",
+    ],
     "keeps no task of its own": [
         f"{ASYNC}::test_asyncio_run_ends_though_the_pool_was_left_open",
         f"{ASYNC}::test_nothing_is_lost_however_tasks_are_cancelled",
@@ -96,6 +100,10 @@ DIFFERENCES = {
     # Connecting and failing
     "Attempts to connect get rarer": [f"{DEFECTS}::test_attempts_are_at_most_a_second_apart"],
     "After an outage longer": [f"{DEFECTS}::test_a_pool_that_gave_up_recovers_by_itself"],
+    "A forked child uses": [
+        f"{DEFECTS}::test_a_forked_child_has_sessions_of_its_own",
+        "tests/pool_async/test_forks.py::test_in_a_child_the_pool_refuses_and_says_why",
+    ],
     "Senseless arguments": [
         "tests/pool/kinds/test_parameters.py::test_an_argument_out_of_range_is_refused",
         "tests/pool/kinds/test_parameters.py::test_a_pool_for_threads_takes_no_coroutine_function",

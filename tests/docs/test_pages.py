@@ -20,6 +20,7 @@ NEEDS = {
     "docs/howto/django.md": ("django", "gunicorn"),
     "docs/howto/fastapi.md": ("fastapi", "uvicorn"),
     "docs/howto/flask.md": ("flask", "gunicorn"),
+    "docs/howto/forks.md": ("celery", "gunicorn", "sqlalchemy"),
     "docs/howto/procrastinate.md": ("procrastinate",),
     "docs/howto/sqlalchemy.md": ("sqlalchemy", "greenlet"),
 }
