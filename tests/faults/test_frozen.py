@@ -21,8 +21,10 @@ def test_a_checkout_that_checks_ends_by_its_deadline(
     kind: str, new_pool: Callable[..., Any], faults: Any
 ) -> None:
     pool = new_pool(kind, check=True)
+    faults.freeze_postmaster()
     faults.freeze(pool.pids)
-    pool.attempt("getconn", timeout=T).ends_within(T).fails_with(fastpool.PoolTimeout)
+    for _ in range(2):
+        pool.attempt("getconn", timeout=T).ends_within(T).fails_with(fastpool.PoolTimeout)
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -30,9 +32,28 @@ def test_all_of_many_checkouts_that_check_end_by_their_deadlines(
     kind: str, new_pool: Callable[..., Any], faults: Any
 ) -> None:
     pool = new_pool(kind, check=True)
+    faults.freeze_postmaster()
     faults.freeze(pool.pids)
     for started in [pool.start("getconn", timeout=T) for _ in range(12)]:
         pool.outcome(started).ends_within(T).fails_with(fastpool.PoolTimeout)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_checkout_that_checks_lends_no_frozen_connection(
+    kind: str, new_pool: Callable[..., Any], faults: Any
+) -> None:
+    """The server still takes connections: a checkout may end with one, or by its deadline."""
+    pool = new_pool(kind, check=True)
+    frozen = pool.pids
+    faults.freeze(frozen)
+    for started in [pool.start("use", timeout=T) for _ in range(12)]:
+        outcome = pool.outcome(started).ends_within(T)
+        if outcome.ok:
+            assert outcome.value not in frozen
+        else:
+            outcome.fails_with(fastpool.PoolTimeout)
+    # What was found frozen was replaced.
+    assert pool.attempt("use", timeout=6.0).succeeds().value not in frozen
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -50,13 +71,14 @@ def test_a_plain_checkout_costs_no_round_trip_and_a_wait_ends_by_its_deadline(
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_return_ends_by_a_deadline_of_its_own_and_who_waits_by_his(
-    kind: str, new_pool: Callable[..., Any], faults: Any
+    kind: str, new_pool: Callable[..., Any], faults: Any, eventually: Callable[..., Any]
 ) -> None:
     pool = new_pool(kind, max_size=1, min_size=1)
     conn = pool.do("getconn", timeout=T)
     pool.do("begin", conn)
     faults.freeze([conn.pgconn.backend_pid])
     waits = pool.start("getconn", timeout=T)
+    eventually(lambda: pool.pool.snapshot().waiting == 1)
     returns = pool.start("putconn", conn)
     pool.outcome(waits).ends_within(T).fails_with(fastpool.PoolTimeout)
     pool.outcome(returns).ends_within(OWN_DEADLINE).succeeds()
