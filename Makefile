@@ -3,6 +3,7 @@
 # ships. A stamp in $(VENV) remembers each step; nothing is built again until a source changes.
 
 PYTHON = python3
+PYTHONS = 3.10 3.11 3.12 3.13 3.13t 3.14 3.14t
 VENV = .venv
 STRESS_SECONDS ?= 60
 # Tests wait more than they work.
@@ -16,7 +17,7 @@ PAGE = $(VENV)/report.html
 REPOSITORY ?= origin
 
 ALLOWLIST = scripts/stubtest-allowlist.txt
-BIN = $(VENV)/bin
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 MEASURE = $(BIN)/pytest bench -q $(PYTEST_ARGS) --benchmark-quiet --benchmark-json
 REPORT = $(BIN)/python -m bench.report
 PIP = sh scripts/pip.sh $(BIN)/python
@@ -136,6 +137,24 @@ wheel: $(VENV)/.wheel ## compile the package and put the wheel into dist/
 sdist: $(VENV)/.has-test ## put the source distribution into dist/
 	@$(BIN)/pyproject-build --sdist --no-isolation --outdir dist .
 
+.PHONY: wheel-check
+wheel-check: $(VENV)/.has-tools ## what a stranger does: sdist, wheel, bare environment, self-test, demo
+	@sh scripts/wheel-check.sh "$(VENV)"
+
+# Whatever interpreters there are, each with an environment of its own.
+.PHONY: wheel-check-all
+wheel-check-all: ## the same with each Python of PYTHONS that is here
+	@sh scripts/each-python.sh "$(MAKE)" "$(VENV)" wheel-check $(PYTHONS)
+
+.PHONY: wheels
+wheels: $(VENV)/.has-tools ## build and try wheels for every Python of this platform, into dist/
+	@$(BIN)/python -m cibuildwheel --output-dir dist $(if $(SDIST),"$(SDIST)")
+
+.PHONY: cross
+cross: $(VENV)/.python ## compile the core for Windows, macOS and other processors
+	@$(PIP) install 'Cython>=3.3,<3.4' 'ziglang==0.17.*'
+	@$(BIN)/python scripts/cross.py "$(VENV)/cross"
+
 .PHONY: clean
 clean: ## remove builds, caches and the environment
 	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache $(VENV)
@@ -161,6 +180,12 @@ $(VENV)/.wheel: $(VENV)/.sources $(SOURCES)
 $(VENV)/.has-peers: $(VENV)/.has-bench
 	@for peer in 'asyncpg>=0.30' 'psycopg2-binary>=2.9'; do \
 	    $(PIP) install --only-binary=:all: "$$peer" 2>/dev/null || echo "no $$peer for this Python"; done
+	@touch $@
+
+# They build and judge what is shipped, so nothing has to be built for them.
+$(VENV)/.has-tools: $(VENV)/.python scripts/wheel-tools.txt
+	@$(PIP) install -r scripts/wheel-tools.txt
+	@$(PIP) install --only-binary=:all: 'twine>=6.1' 2>/dev/null || echo "no twine for this Python"
 	@touch $@
 
 $(VENV)/.has-%: $(VENV)/.wheel

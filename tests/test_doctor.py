@@ -360,3 +360,7 @@ def test_for_people_it_is_plain_text_that_ends_with_a_verdict(dsn: str, tmp_path
     assert "self-test" in done.stdout
     assert "- statement_timeout" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("notes")
+
+
+def test_the_self_test_passes_each_time() -> None:
+    assert {here.self_test().level for _ in range(50)} == {"ok"}

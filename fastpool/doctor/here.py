@@ -162,6 +162,7 @@ def _share() -> int:
     pool: fastpool.ConnectionPool[Any] = fastpool.ConnectionPool(name="doctor", **options)
     threads = [threading.Thread(target=borrow, daemon=True) for _ in range(_THREADS)]
     with pool:
+        pool.wait(_PATIENCE)
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + _PATIENCE

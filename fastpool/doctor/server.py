@@ -18,6 +18,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from fastpool.redaction import Redactor
+
 from .finding import ERROR, NOTE, WARNING, Finding
 
 CONNECT_TIMEOUT = 10  # seconds for each host, where the user has not said
@@ -107,8 +109,12 @@ def _deadline(conn: psycopg.Connection[Any]) -> Iterator[Any]:
     def cut() -> None:
         late.set()
         with contextlib.suppress(OSError, psycopg.Error):
-            with socket.socket(fileno=os.dup(conn.fileno())) as sock:
+            # The number is libpq's to close. Not a duplicate: a socket of Windows has none.
+            sock = socket.socket(fileno=conn.fileno())
+            try:
                 sock.shutdown(socket.SHUT_RDWR)
+            finally:
+                sock.detach()
 
     timer = threading.Timer(ANSWER_TIMEOUT, cut)
     timer.daemon = True
@@ -121,14 +127,7 @@ def _deadline(conn: psycopg.Connection[Any]) -> Iterator[Any]:
 
 def _without_passwords(text: str, dsn: str) -> str:
     """Return *text*, in which libpq has put no password, without any all the same."""
-    secrets = [os.environ.get("PGPASSWORD")]
-    with contextlib.suppress(psycopg.Error):
-        parts = conninfo_to_dict(dsn)
-        secrets += [str(parts[name]) for name in ("password", "sslpassword") if parts.get(name)]
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    return text
+    return Redactor().hide(text, dsn, {"password": os.environ.get("PGPASSWORD")})
 
 
 @dataclass(frozen=True)
