@@ -28,6 +28,7 @@ from .snapshot import Snapshot, take
 
 if TYPE_CHECKING:
     from .connector import Connector
+    from .guard import Guard
 
 T = TypeVar("T")
 Job = Callable[[], Coroutine[Any, Any, None]]
@@ -504,6 +505,10 @@ class BasePool(FastPath):
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call the user's function or the driver's."""
+        raise NotImplementedError
+
+    def _guard(self, conn: Any, seconds: float) -> Guard:
+        """Start the clock of a call to the server over *conn*. See the module guard."""
         raise NotImplementedError
 
     def _new_waiter(self) -> Waiter:

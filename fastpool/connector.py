@@ -7,6 +7,7 @@ Refuses: to decide how many there should be. That is the slot table's.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import deque
@@ -18,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import leases
+from . import guard, leases
 from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
@@ -281,6 +282,7 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     *timeout*: seconds, passed to the driver as connect_timeout unless the user set that.
     """
     table = pool._table
+    deadline = math.inf if timeout is None else now() + timeout
     table.count(COUNT_CONNECT)
     conninfo = await pool._call(pool._resolve_conninfo)
     kwargs = await pool._call(pool._resolve_kwargs)
@@ -298,7 +300,8 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     conn._pool = pool  # so that `with conn:` in configure does not close it
     if pool._configure is not None:
         try:
-            await pool._call(pool._configure, conn)
+            seconds = min(guard.callback_limit(pool), deadline - now())
+            await guard.call(pool, conn, seconds, pool._configure, conn)
             status = conn.pgconn.transaction_status
             if status != TransactionStatus.IDLE:
                 name = TransactionStatus(status).name

@@ -7,13 +7,14 @@ how a wait is done, and who connects.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import parameters
+from . import guard, parameters
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -55,11 +56,13 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
     others = 0
     backoff: AttemptWithBackoff | None = None
 
+    error: BaseException | None = None
+
     while True:
-        conn = await _acquire(pool, timeout, deadline)
+        conn = await _acquire(pool, timeout, deadline, error)
         if pool._check is None:
             break
-        error = await _failed_check(pool, conn)
+        error = await _failed_check(pool, conn, deadline)
         if error is None:
             break
         # There are two cases. Another of those that there were may pass: try it at once. Or all of
@@ -79,10 +82,12 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
     return conn
 
 
-async def _failed_check(pool: BasePool, conn: Any) -> BaseException | None:
+async def _failed_check(pool: BasePool, conn: Any, deadline: float) -> BaseException | None:
     """Run the user's check. On failure put the connection back, or in its place a new one."""
+    # Half of the time that is left, so that there is some for another connection.
+    seconds = min((deadline - now()) / 2, guard.ROUND_TRIP)
     try:
-        await pool._call(pool._check, conn)
+        await guard.call(pool, conn, seconds, pool._check, conn)
         if conn.closed:
             raise OperationalError("the check function closed the connection")
     except BaseException as error:
@@ -90,15 +95,18 @@ async def _failed_check(pool: BasePool, conn: Any) -> BaseException | None:
         if fails:
             logger.info("connection failed check: %s", pool._hide(str(error)))
         if pool._table.begin_return(conn) == RETURN_TAKEN:
-            await finish_return(pool, conn, served=False)
+            await finish_return(pool, conn, served=False, deadline=deadline)
         if not fails:
             raise
         return error
     return None
 
 
-async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
-    """Get a connection that is neither expired nor drained, with `_pool` set."""
+async def _acquire(
+    pool: BasePool, timeout: float, deadline: float, failed: BaseException | None
+) -> Any:
+    """Get a connection that is neither expired nor drained, with `_pool` set. *failed*: what the
+    last check raised."""
     table = pool._table
     while True:
         conn = table.checkout(pool._owner())
@@ -110,7 +118,7 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
         await retire(pool, conn)
 
     if timeout <= 0.0:
-        raise _timeout_error(pool, timeout)
+        raise _timeout_error(pool, timeout, failed)
     if not table.keeps_idle:
         conn = await _connect_now(pool, timeout, deadline)
         if conn is not None:
@@ -123,7 +131,7 @@ async def _acquire(pool: BasePool, timeout: float, deadline: float) -> Any:
             pool._connector.grow()
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
-                refuse_waiter(pool, waiter, timeout)
+                refuse_waiter(pool, waiter, timeout, failed)
     except BaseException:
         await leave_queue(pool, waiter)
         raise
@@ -175,10 +183,12 @@ async def leave_queue(pool: BasePool, waiter: Waiter) -> None:
         await restore(pool, conn)
 
 
-def refuse_waiter(pool: BasePool, waiter: Waiter, timeout: float) -> NoReturn:
+def refuse_waiter(
+    pool: BasePool, waiter: Waiter, timeout: float, failed: BaseException | None = None
+) -> NoReturn:
     if waiter.was_shut:
         raise PoolClosed(f"the pool {pool.name!r} is closed")
-    raise _timeout_error(pool, timeout)
+    raise _timeout_error(pool, timeout, failed)
 
 
 def _timeout_error(
@@ -199,7 +209,12 @@ def _timeout_error(
         kind = pool._OWNERS_ARE
         names = ", ".join(_holder(slot, kind) for slot in held[:_HOLDERS_NAMED])
         parts.append(f"held longest by {names}")
-    if error is not None:
+    attempts = [slot.time_in_state for slot in snapshot.slots if slot.state == "connecting"]
+    if attempts:
+        parts.append(f"{len(attempts)} being connected for up to {max(attempts):.2f} sec")
+    if isinstance(error, guard.Overdue):
+        parts.append("the last check did not end in time")
+    elif error is not None:
         parts.append(f"the last check failed with {pool._hide(one_line(error))}")
     if pool._last_error is not None:
         parts.append(f"the last connection attempt failed with {pool._last_error}")
@@ -282,11 +297,13 @@ async def take_back(pool: BasePool, conn: Any) -> None:
             raise
 
 
-async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
+async def finish_return(
+    pool: BasePool, conn: Any, served: bool = True, deadline: float = math.inf
+) -> None:
     """Make a RETURNING connection fit to be lent, or replace it.
 
     *served* is False when a checkout puts back what failed its check: that a connection is
-    found broken then is what checks are for, not worth a warning.
+    found broken then is what checks are for, not worth a warning. *deadline*: that checkout's.
     """
     table = pool._table
     try:
@@ -295,7 +312,7 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
             return
         wanted = table.keeps_returned
         if wanted:
-            await _clean(pool, conn)
+            await _clean(pool, conn, deadline)
         # There are five cases, in this order: broken; of no use; older than it may be, or than the
         # last drain; more than a resize left room for; healthy.
         if conn.pgconn.transaction_status == UNKNOWN or conn.closed:
@@ -325,7 +342,7 @@ async def finish_return(pool: BasePool, conn: Any, served: bool = True) -> None:
         raise
 
 
-async def _clean(pool: BasePool, conn: Any) -> None:
+async def _clean(pool: BasePool, conn: Any, deadline: float) -> None:
     """Roll back what is open, then run the user's reset. What can't be cleaned is closed."""
     status = conn.pgconn.transaction_status
     if status == UNKNOWN:
@@ -337,7 +354,7 @@ async def _clean(pool: BasePool, conn: Any) -> None:
     if status != IDLE:
         logger.warning("rolling back returned connection: %s", str(conn))
         try:
-            await pool._call(conn.rollback)
+            await guard.call(pool, conn, min(guard.ROUND_TRIP, deadline - now()), conn.rollback)
         except Exception as error:
             logger.warning(
                 "rollback failed: %s: %s. Discarding connection %s",
@@ -349,7 +366,8 @@ async def _clean(pool: BasePool, conn: Any) -> None:
             return
     if pool._reset is not None:
         try:
-            await pool._call(pool._reset, conn)
+            seconds = min(guard.callback_limit(pool), deadline - now())
+            await guard.call(pool, conn, seconds, pool._reset, conn)
             status = conn.pgconn.transaction_status
             if status != IDLE:
                 name = TransactionStatus(status).name

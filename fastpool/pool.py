@@ -31,6 +31,7 @@ from .abc import (
 )
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
+from .guard import Guard
 from .workers import Workers
 
 if sys.version_info >= (3, 11):
@@ -362,6 +363,11 @@ class ConnectionPool(Generic[CT], BasePool):
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
+
+    def _guard(self, conn: Any, seconds: float) -> Guard:
+        guard = Guard(conn, threading.get_ident(), self._workers.replace)
+        guard.timer = housekeeper.later(seconds, guard.alarm)
+        return guard
 
     def _new_waiter(self) -> Waiter:
         if _thread.allocate_lock is _ALLOCATE_LOCK:

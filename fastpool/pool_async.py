@@ -37,6 +37,7 @@ from .abc import (
 )
 from .base import BasePool, Job, Timer
 from .connector import Connector, open_connection
+from .guard import Guard, TaskGuard
 from .tasks import FOREVER, Tasks
 
 if sys.version_info >= (3, 11):
@@ -376,6 +377,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await function(*args)
+
+    def _guard(self, conn: Any, seconds: float) -> Guard:
+        assert self._loop is not None
+        guard = TaskGuard(conn, self._owner(), self._tasks.replace, self._loop)
+        guard.timer = self._loop.call_later(min(seconds, FOREVER), guard.alarm, context=Context())
+        return guard
 
     def _new_waiter(self) -> Waiter:
         assert self._loop is not None

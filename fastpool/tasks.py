@@ -30,6 +30,7 @@ class Tasks:
         self._jobs: deque[Job] = deque()
         # The loop has only weak references to its tasks.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._replaced: set[asyncio.Task[None]] = set()
 
     def submit(self, job: Job, limit: int) -> None:
         """Have *job* done by one of at most *limit* tasks."""
@@ -46,20 +47,28 @@ class Tasks:
     def _start(self) -> None:
         if getattr(self._loop, "_asyncgens_shutdown_called", False):
             return  # asyncio.run() is past the cancelling of tasks: a new one would be destroyed
-        if self._jobs and len(self._tasks) < self._limit:
+        if self._jobs and len(self._tasks) - len(self._replaced) < self._limit:
             task = self._loop.create_task(self._work(), name=f"{self._name}-worker")
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
     async def _work(self) -> None:
-        while self._jobs:
+        while self._jobs and asyncio.current_task() not in self._replaced:
             await _do(self._jobs.popleft())
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # Not in _work(): a task that is cancelled before its first step never comes there.
         self._tasks.discard(task)
+        self._replaced.discard(task)
         if self._jobs:
             self._start_soon(task.cancelled())
+
+    def replace(self, ident: int) -> None:
+        """Let another task have the place of one whose chore does not end; that one ends with its
+        chore. Does nothing when it is no task of these."""
+        self._replaced.update(task for task in self._tasks if id(task) == ident)
+        if self._jobs:
+            self._start_soon(cancelled=False)
 
     async def drain(self) -> None:
         """Do the chores that are queued, in this task."""
@@ -67,14 +76,15 @@ class Tasks:
             await _do(self._jobs.popleft())
 
     async def join(self, timeout: float) -> None:
-        """Wait until the tasks have ended; warn of those that did not in *timeout* seconds, and
-        cancel them."""
+        """Wait until the tasks have ended; warn of those that did not in *timeout* seconds,
+        unless that is none, and cancel them."""
         tasks = {task for task in self._tasks if task is not asyncio.current_task()}
         if not tasks:
             return
         _, pending = await asyncio.wait(tasks, timeout=min(timeout, FOREVER))
         for task in pending:
-            logger.warning("couldn't stop task %r within %s seconds", task.get_name(), timeout)
+            if timeout > 0.0:
+                logger.warning("couldn't stop task %r within %s seconds", task.get_name(), timeout)
             task.cancel()
 
 

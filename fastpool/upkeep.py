@@ -6,9 +6,10 @@ meanwhile. Refuses: decisions about a single lending, which are lending's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from . import parameters
+from . import guard, parameters
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
@@ -74,7 +75,7 @@ async def check(pool: BasePool) -> None:
         expired = table.is_expired(conn._slot)
         try:
             if not expired:
-                await pool._call(pool.check_connection, conn)
+                await guard.call(pool, conn, guard.ROUND_TRIP, pool.check_connection, conn)
         except Exception:
             table.count(COUNT_LOST)
             logger.warning("discarding broken connection: %s", str(conn))
@@ -157,7 +158,7 @@ async def wait(pool: BasePool, timeout: float | None) -> None:
         settled = table.unwatch(waiter)
     if not settled and not full:
         cause = pool._last_error
-        await pool._call(pool.close)
+        await pool._call(partial(pool.close, timeout=0.0))  # that would be more time
         text = f"pool initialization incomplete after {timeout} sec"
         if cause is not None:
             text += f": the last connection attempt failed with {cause}"

@@ -36,6 +36,8 @@ class Workers:
         self._idle = Gauge()
         self._ending = False
         self._threads: set[threading.Thread] = set()
+        # By ident of the thread: has it given up its place, or was that given to another?
+        self._places: dict[int, Gauge] = {}
 
     def submit(self, job: Job, limit: int) -> None:
         """Have *job* done by one of at most *limit* threads."""
@@ -69,17 +71,30 @@ class Workers:
         names = (f"{self._name}-worker-{number}" for number in itertools.count())
         thread.name = next(name for name in names if name not in taken)
         self._threads.add(thread)
+        ident = threading.get_ident()
         while True:
-            while (job := self._next()) is not None:
+            place = self._places[ident] = Gauge()
+            while not place.inside and (job := self._next()) is not None:
                 _do(job)
                 del job  # it may hold the last reference to the pool
+            if not place.enter():
+                break
             self._running.leave()
             # A job put in since may have found this thread idle, and counts on it.
             if not self._jobs or not self._running.enter(self._limit):
                 break
+        del self._places[ident]
         self._threads.discard(thread)
         if self._ending:
             self._ring()  # for the next idle thread to end
+
+    def replace(self, ident: int) -> None:
+        """Let another thread have the place of one whose chore does not end; that one ends with
+        its chore. Does nothing when it is no thread of these."""
+        place = self._places.get(ident)
+        if place is not None and place.enter():
+            self._running.leave()
+            self._start_if_short(0)
 
     def _next(self) -> Job | None:
         """Return the next chore; None when there was none for a while, or it is time to end."""
@@ -109,7 +124,8 @@ class Workers:
             _do(job)
 
     def join(self, timeout: float) -> None:
-        """Wait until the threads have ended; warn of those that did not in *timeout* seconds."""
+        """Wait until the threads have ended; warn of those that did not in *timeout* seconds,
+        unless that is none."""
         deadline = monotonic() + timeout
         self._ending = True
         self._ring()
@@ -117,7 +133,7 @@ class Workers:
             if thread is threading.current_thread():
                 continue
             thread.join(min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX))
-            if thread.is_alive():
+            if thread.is_alive() and timeout > 0.0:
                 logger.warning("couldn't stop thread %r within %s seconds", thread.name, timeout)
 
 

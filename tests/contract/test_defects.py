@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import signal
 import threading
 import time
@@ -122,6 +123,22 @@ def test_stale_connections_do_not_use_up_the_timeout(impl, open_pool, end_sessio
         end_session(conn)
     with pool.connection(timeout=1.0) as conn:
         assert conn.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
+@defect("a check of a frozen backend has no end", raises=TimeoutError)
+def test_a_check_of_a_frozen_backend_ends_by_the_deadline(impl, open_pool, spawn, pid):
+    pool = open_pool(check=impl.ConnectionPool.check_connection)
+    (conn,) = pool._pool
+    os.kill(pid(conn), signal.SIGSTOP)
+    call = spawn(pool.getconn, timeout=0.6)
+    try:
+        with suppress(impl.PoolTimeout):
+            pool.putconn(call.result(timeout=0.8))
+    finally:
+        os.kill(pid(conn), signal.SIGCONT)
+        with suppress(impl.PoolTimeout, TimeoutError, ValueError):
+            pool.putconn(call.result())
 
 
 @defect("an expired idle connection is lent")
