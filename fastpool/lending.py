@@ -103,7 +103,7 @@ async def _failed_check(pool: BasePool, conn: Any, deadline: float) -> BaseExcep
 
 
 async def _acquire(
-    pool: BasePool, timeout: float, deadline: float, failed: BaseException | None
+    pool: BasePool, timeout: float, deadline: float, failed: BaseException | None = None
 ) -> Any:
     """Get a connection that is neither expired nor drained, with `_pool` set. *failed*: what the
     last check raised."""
@@ -120,7 +120,7 @@ async def _acquire(
     if timeout <= 0.0:
         raise _timeout_error(pool, timeout, failed)
     if not table.keeps_idle:
-        conn = await _connect_now(pool, timeout, deadline)
+        conn = await _connect_now(pool, timeout, deadline, failed)
         if conn is not None:
             return conn
     waiter = pool._new_waiter()
@@ -136,19 +136,27 @@ async def _acquire(
         await leave_queue(pool, waiter)
         raise
     if table.is_expired(conn._slot):
-        return await acquire_another(pool, conn, timeout, deadline)
+        return await acquire_another(pool, conn, timeout, deadline, failed)
     conn._pool = pool
     return conn
 
 
-async def acquire_another(pool: BasePool, conn: Any, timeout: float, deadline: float) -> Any:
+async def acquire_another(
+    pool: BasePool,
+    conn: Any,
+    timeout: float,
+    deadline: float,
+    failed: BaseException | None = None,
+) -> Any:
     """Replace a connection that was granted, and get one that a drain has not made too old: this
     one was on its way back while drain() looked for what is idle."""
     await retire(pool, conn)
-    return await _acquire(pool, timeout, deadline)
+    return await _acquire(pool, timeout, deadline, failed)
 
 
-async def _connect_now(pool: BasePool, timeout: float, deadline: float) -> Any:
+async def _connect_now(
+    pool: BasePool, timeout: float, deadline: float, failed: BaseException | None
+) -> Any:
     """Open a connection for this caller. None when the pool is at its maximum."""
     debt = pool._connector.take_room()
     if debt is None:

@@ -129,14 +129,14 @@ def test_stale_connections_do_not_use_up_the_timeout(impl, open_pool, end_sessio
 @defect("a check of a frozen backend has no end", raises=TimeoutError)
 def test_a_check_of_a_frozen_backend_ends_by_the_deadline(impl, open_pool, spawn, pid):
     pool = open_pool(check=impl.ConnectionPool.check_connection)
-    (conn,) = pool._pool
-    os.kill(pid(conn), signal.SIGSTOP)
+    backend = pid(*pool._pool)
+    os.kill(backend, signal.SIGSTOP)
     call = spawn(pool.getconn, timeout=0.6)
     try:
         with suppress(impl.PoolTimeout):
             pool.putconn(call.result(timeout=0.8))
     finally:
-        os.kill(pid(conn), signal.SIGCONT)
+        os.kill(backend, signal.SIGCONT)
         with suppress(impl.PoolTimeout, TimeoutError, ValueError):
             pool.putconn(call.result())
 
