@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar, final
 from typing_extensions import Self
 
 from ._core import Entry, SlotTable
+from .abc import Role
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -25,6 +26,7 @@ class FastPath:
     _check: Any
     _configure: Any
     _reset: Any
+    role: Role | None
     _loop: Any
     @property
     def _table(self) -> SlotTable: ...

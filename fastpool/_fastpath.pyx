@@ -248,6 +248,7 @@ cdef class FastPath:
     cdef public object _check       # the user's callbacks
     cdef public object _configure
     cdef public object _reset
+    cdef public object role         # what a connection that comes back must still be
     cdef public object _loop        # the event loop of an async pool that is open
     cdef dict attributes            # the instance's own
     cdef unsigned int direct        # the version of the pool's class, when it overrides nothing
@@ -347,6 +348,8 @@ cdef bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
     cdef SlotTable table = pool._table
     cdef Slot *slot
     if pool._reset is not None or not pool._lends or logs_info() or entry.table_id != <void *>table:
+        return False
+    if pool.role is not None:
         return False
     if fp_status(entry.pgconn) != 0:            # not IDLE
         return False

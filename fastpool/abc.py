@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -47,6 +47,9 @@ class AsyncConnectionContext(AbstractAsyncContextManager[T_co], Protocol[T_co]):
 
     def __call__(self, func: AF, /) -> AF: ...
 
+
+# What a server must be: one that takes writes, or one that refuses them.
+Role = Literal["read-write", "read-only"]
 
 ConnectionCB = Callable[[CT], None]
 AsyncConnectionCB = Callable[[ACT], Awaitable[None]]

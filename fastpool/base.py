@@ -9,6 +9,7 @@ end in one step; an async pool awaits it.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from . import forks, parameters
 from ._core import COUNT_LOST, Gauge, SlotTable, Waiter
 from ._fastpath import FastPath, logger
+from .abc import Role
 from .errors import PoolClosed
 from .redaction import Redactor, hide
 from .snapshot import Snapshot, take
@@ -156,6 +158,7 @@ class BasePool(FastPath):
         num_workers: int,
         order: str,
         max_connecting: int,
+        role: Role | None,
         open: bool | None,
     ) -> None:
         is_async = self._OWNERS_ARE == "task"
@@ -178,7 +181,7 @@ class BasePool(FastPath):
         parameters.duration("max_lifetime", max_lifetime)
         parameters.duration("max_idle", max_idle, zero=False)
         parameters.duration("reconnect_timeout", reconnect_timeout)
-        parameters.check_rest(name=name, order=order, open=open)
+        parameters.check_rest(name=name, order=order, role=role, open=open)
 
         self.conninfo = conninfo
         self.connection_class = connection_class
@@ -196,6 +199,7 @@ class BasePool(FastPath):
         self._check = check
         self._reset = reset
         self._reconnect_failed = reconnect_failed
+        self.role = role
         self._set_table(
             SlotTable(
                 min_size,
@@ -226,6 +230,8 @@ class BasePool(FastPath):
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
         self._shrink_timer: Timer | None = None
+        # Until when (seconds) a change of one session's role is no reason to replace all.
+        self._renewed_until = -math.inf
 
     def _after_fork(self) -> None:
         """In a forked child: begin anew, open or closed as before. What was lent is the parent's;
@@ -482,6 +488,9 @@ class BasePool(FastPath):
             self._plan_shrink()
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
+        raise NotImplementedError
+
+    def _renewal_job(self) -> Coroutine[Any, Any, None]:
         raise NotImplementedError
 
     # --- what the shells define, sync or async: called through _call() ------------------------

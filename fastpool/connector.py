@@ -8,18 +8,16 @@ Refuses: to decide how many there should be. That is the slot table's.
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from collections import deque
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import ProgrammingError
+from psycopg.errors import OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import guard, leases
+from . import guard, leases, roles
 from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
@@ -266,16 +264,6 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _has_timeout(conninfo: str, kwargs: dict[str, Any]) -> bool:
-    """Whether the user says how long a connect may take."""
-    if "connect_timeout" in kwargs or "PGCONNECT_TIMEOUT" in os.environ:
-        return True
-    try:
-        return "connect_timeout" in conninfo_to_dict(conninfo)
-    except ProgrammingError:
-        return False  # whoever connects will say what is wrong with it
-
-
 async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     """Connect, and have the user's configure prepare the connection: the whole of `_connect()`.
 
@@ -286,8 +274,10 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     table.count(COUNT_CONNECT)
     conninfo = await pool._call(pool._resolve_conninfo)
     kwargs = await pool._call(pool._resolve_kwargs)
-    if timeout is not None and timeout < _LIBPQ_INT and not _has_timeout(conninfo, kwargs):
-        kwargs = {**kwargs, "connect_timeout": max(round(timeout), 1)}
+    if timeout is not None and timeout < _LIBPQ_INT:
+        if not roles.is_set("connect_timeout", "PGCONNECT_TIMEOUT", conninfo, kwargs):
+            kwargs = {**kwargs, "connect_timeout": max(round(timeout), 1)}
+    kwargs = roles.ask(pool, conninfo, kwargs)
     began = perf_counter_ns()
     try:
         # Looked up anew each time: instrumentation patches `connect` at any moment.
@@ -297,6 +287,10 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
         table.count(COUNT_CONNECT_ERROR)
         raise
     table.count(COUNT_CONNECT_NS, perf_counter_ns() - began)
+    if (fault := roles.fault(pool, conn)) is not None:
+        table.count(COUNT_CONNECT_ERROR)
+        await pool._call(conn.close)
+        raise OperationalError(fault)
     conn._pool = pool  # so that `with conn:` in configure does not close it
     if pool._configure is not None:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import guard, parameters
+from . import guard, parameters, roles
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -90,6 +90,7 @@ async def _failed_check(pool: BasePool, conn: Any, deadline: float) -> BaseExcep
         await guard.call(pool, conn, seconds, pool._check, conn)
         if conn.closed:
             raise OperationalError("the check function closed the connection")
+        roles.verify(pool, conn)
     except BaseException as error:
         fails = isinstance(error, Exception)
         if fails:
@@ -321,8 +322,8 @@ async def finish_return(
         wanted = table.keeps_returned
         if wanted:
             await _clean(pool, conn, deadline)
-        # There are five cases, in this order: broken; of no use; older than it may be, or than the
-        # last drain; more than a resize left room for; healthy.
+        # There are six cases, in this order: broken; of no use; older than it may be, or than the
+        # last drain; of a server that changed its role; more than a resize left room for; healthy.
         if conn.pgconn.transaction_status == UNKNOWN or conn.closed:
             if not served:
                 table.count(COUNT_LOST)
@@ -336,6 +337,9 @@ async def finish_return(
             await discard(pool, conn)
         elif table.is_expired(conn._slot):
             logger.info("discarding expired connection")
+            await discard(pool, conn)
+        elif (fault := roles.fault(pool, conn)) is not None:
+            roles.note_change(pool, conn, fault)
             await discard(pool, conn)
         elif table.surplus:
             logger.info("discarding connection beyond the pool's maximum")

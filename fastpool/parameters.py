@@ -25,6 +25,7 @@ from .leases import DRIVER_RETURNS
 from .redaction import hide
 
 ORDERS = ("fifo", "lifo")
+ROLES = ("read-write", "read-only")
 # The largest number that the core takes.
 _INT_MAX = 2**31 - 1
 
@@ -154,7 +155,7 @@ def check_callbacks(*, is_async: bool, **callbacks: Any) -> None:
             function(name, callback, is_async=is_async)
 
 
-def check_rest(*, name: Any, order: Any, open: Any) -> None:
+def check_rest(*, name: Any, order: Any, role: Any, open: Any) -> None:
     """Refuse the wrong words."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str, not {_type(name)}")
@@ -162,5 +163,9 @@ def check_rest(*, name: Any, order: Any, open: Any) -> None:
         raise TypeError(f"order must be a str, not {_type(order)}")
     if order not in ORDERS:
         raise ValueError(f"order must be 'fifo' or 'lifo', not {hide(repr(order))}")
+    if role is not None and not isinstance(role, str):
+        raise TypeError(f"role must be a str or None, not {_type(role)}")
+    if role is not None and role not in ROLES:
+        raise ValueError(f"role must be 'read-write', 'read-only' or None, not {hide(repr(role))}")
     if open is not None:
         flag("open", open)

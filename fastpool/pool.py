@@ -28,6 +28,7 @@ from .abc import (
     ConninfoParam,
     KwargsParam,
     NotGiven,
+    Role,
 )
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
@@ -80,6 +81,9 @@ class ConnectionPool(Generic[CT], BasePool):
     "lifo" keeps few busy and lets the others grow idle.
     *max_connecting*: how many connects may be under way at once for requests that wait; no more
     than num_workers are, whatever it says.
+    *role*: "read-write" or "read-only", for servers that fail over: the pool connects to no other
+    kind (of the hosts in conninfo, libpq's target_session_attrs unless you set that), and replaces
+    its connections when one that comes back is seen to have become the other kind.
 
     In a forked child an open pool opens connections of its own at its first use. What was lent then
     is the parent's: in the child it is of no use, and giving it back is harmless.
@@ -117,6 +121,7 @@ class ConnectionPool(Generic[CT], BasePool):
         num_workers: int = 3,
         order: str = "fifo",
         max_connecting: int = 1,
+        role: Role | None = None,
     ) -> None:
         super().__init__(
             conninfo,
@@ -138,6 +143,7 @@ class ConnectionPool(Generic[CT], BasePool):
             num_workers=num_workers,
             order=order,
             max_connecting=max_connecting,
+            role=role,
             open=open,
         )
         if open is None:
@@ -358,6 +364,9 @@ class ConnectionPool(Generic[CT], BasePool):
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
         return upkeep.shrink(self)
+
+    def _renewal_job(self) -> Coroutine[Any, Any, None]:
+        return upkeep.renew(self)
 
     # --- primitives ---------------------------------------------------------------------------
 

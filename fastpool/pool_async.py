@@ -34,6 +34,7 @@ from .abc import (
     AsyncConninfoParam,
     AsyncKwargsParam,
     NotGiven,
+    Role,
 )
 from .base import BasePool, Job, Timer
 from .connector import Connector, open_connection
@@ -101,6 +102,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         num_workers: int = 3,
         order: str = "fifo",
         max_connecting: int = 1,
+        role: Role | None = None,
     ) -> None:
         super().__init__(
             conninfo,
@@ -122,6 +124,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             num_workers=num_workers,
             order=order,
             max_connecting=max_connecting,
+            role=role,
             open=open,
         )
         self._tasks: Tasks
@@ -372,6 +375,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
         return upkeep.shrink(self)
+
+    def _renewal_job(self) -> Coroutine[Any, Any, None]:
+        return upkeep.renew(self)
 
     # --- primitives ---------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import guard, parameters
+from . import guard, parameters, roles
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
@@ -76,6 +76,7 @@ async def check(pool: BasePool) -> None:
         try:
             if not expired:
                 await guard.call(pool, conn, guard.ROUND_TRIP, pool.check_connection, conn)
+                roles.verify(pool, conn)
         except Exception:
             table.count(COUNT_LOST)
             logger.warning("discarding broken connection: %s", str(conn))
@@ -95,8 +96,13 @@ async def check(pool: BasePool) -> None:
 
 async def drain(pool: BasePool) -> None:
     """Replace every connection of today: the idle ones now, the lent ones when they return."""
+    pool._table.new_epoch()
+    await renew(pool)
+
+
+async def renew(pool: BasePool) -> None:
+    """Replace the idle connections that are too old, or older than the last drain."""
     table = pool._table
-    table.new_epoch()
     for index in range(table.capacity()):
         conn = table.reserve(index)
         if conn is None:

@@ -96,7 +96,7 @@ def snapshots(dsn: str) -> None:
 
 async def async_snapshots(dsn: str) -> None:
     async with AsyncConnectionPool(
-        dsn, min_size=1, order="fifo", max_connecting=2, open=False
+        dsn, min_size=1, order="fifo", max_connecting=2, role="read-only", open=False
     ) as pool:
         assert_type(pool.snapshot(), Snapshot)
 

@@ -44,6 +44,7 @@ WRONG_TYPES = {
     "connection_class": [None, "Connection", object, 1],
     "name": [1, b"p", object()],
     "order": [None, 1, b"fifo"],
+    "role": [1, b"read-only", True],
     "open": ["no", 2, [], 0.0],
     "close_returns": ["no", 2, None, 0.0],
     **{name: ["f", 1, {}] for name in ("configure", "check", "reset", "reconnect_failed")},
@@ -58,6 +59,7 @@ OUT_OF_RANGE = {
     "min_size": [-1, 16385],
     "max_size": [-1, 16385, 2**31, 10**400],
     "order": ["FIFO", "", "random"],
+    "role": ["", "primary", "READ-ONLY"],
 }
 
 
