@@ -98,12 +98,6 @@ DIFFERENCES = {
     ],
     "`num_workers` + 1 threads": [f"{DEFECTS}::test_idle_pools_share_one_thread"],
     # Connecting and failing
-    "A forked child uses": [
-        f"{DEFECTS}::test_a_forked_child_has_sessions_of_its_own",
-        f"{DEFECTS}::test_a_forked_child_that_closes_its_pool_leaves_its_parents_alone",
-        f"{DEFECTS}::test_a_forked_child_may_grow_its_pool",
-        "tests/pool_async/test_forks.py::test_in_a_child_the_pool_refuses_and_says_why",
-    ],
     "Attempts to connect get rarer": [f"{DEFECTS}::test_attempts_are_at_most_a_second_apart"],
     "After an outage longer": [f"{DEFECTS}::test_a_pool_that_gave_up_recovers_by_itself"],
     "A forked child uses": [
