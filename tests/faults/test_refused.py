@@ -43,7 +43,9 @@ class Strangers:
         while True:
             try:
                 self._conns.append(self._faults.session("stranger"))
-            except psycopg.errors.TooManyConnections:
+            except psycopg.OperationalError as error:
+                if "too many clients" not in str(error):
+                    raise
                 return
 
     def leave(self) -> None:
