@@ -14,7 +14,16 @@ BASE = origin/main
 PAIRS = 3
 RESULTS = $(VENV)/bench.json
 PAGE = $(VENV)/report.html
+SITE = $(VENV)/docs
 REPOSITORY ?= origin
+
+# make test PSYCOPG=3.2.0 POSTGRES=14: that driver, and servers of that version. Give them a VENV
+# of their own.
+PSYCOPG ?=
+POSTGRES ?=
+ROWS =
+# A tag of psycopg's repository.
+UPSTREAM ?= 3.3.9
 
 ALLOWLIST = scripts/stubtest-allowlist.txt
 BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -24,7 +33,10 @@ PIP = sh scripts/pip.sh $(BIN)/python
 SOURCES := setup.py pyproject.toml MANIFEST.in $(sort $(shell \
 	find fastpool -name '*.py' -o -name '*.py[xi]' -o -name '*.pxd' -o -name '*.h' -o -name py.typed))
 
-export STRESS_SECONDS
+export STRESS_SECONDS PSYCOPG
+ifneq ($(POSTGRES),)
+export FASTPOOL_PG_BIN = $(abspath $(VENV))/postgres-$(POSTGRES)/node_modules/postgres/native/bin
+endif
 # The checkout must not shadow what is installed.
 unexport PYTHONPATH PYTHONHOME
 # Targets share one environment, and pip may not change it twice at once: make -j changes nothing.
@@ -34,7 +46,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) STRESS_SECONDS=$(STRESS_SECONDS); FASTPOOL_DEBUG=1 builds with checks"
 
 .PHONY: demo
@@ -42,8 +54,16 @@ demo: $(VENV)/.has-demo ## lend 4 connections of a real PostgreSQL to 64 threads
 	@cd $(VENV) && bin/python -m fastpool demo $(DEMO_ARGS)
 
 .PHONY: test
-test: $(VENV)/.has-test ## run the tests on the installed package
+test: $(VENV)/.has-test $(if $(POSTGRES),$(VENV)/.postgres-$(POSTGRES)) ## run the tests on the installed package
 	@$(BIN)/pytest -m "not stress and not clients and not faults" -n $(TEST_JOBS) --dist worksteal -p no:benchmark $(PYTEST_ARGS)
+
+.PHONY: test-versions
+test-versions: ## run the suite with old and new psycopgs and PostgreSQLs, and say so in README.md
+	@$(PYTHON) scripts/versions.py run "$(MAKE)" "$(VENV)" $(ROWS)
+
+.PHONY: test-upstream
+test-upstream: $(VENV)/.has-test ## in CI only: psycopg's own pool tests of UPSTREAM on fastpool
+	@sh scripts/upstream.sh "$(VENV)" "$(UPSTREAM)" "$$DATABASE_URL"
 
 .PHONY: test-clients
 test-clients: $(VENV)/.has-clients ## run Django, SQLAlchemy, tracers, gevent, uvloop and others on both pools
@@ -71,7 +91,7 @@ sanitize: ## the core's tests under the address and undefined-behaviour sanitize
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
 	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \
-	    codespell mypy "pytest -q tests/typing/test_checkers.py" \
+	    codespell mypy "sh scripts/lint-workflows.sh" "pytest -q tests/typing/test_checkers.py" \
 	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) fastpool._core fastpool._fastpath"; \
 	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
 
@@ -80,6 +100,10 @@ docs: $(VENV)/.has-docs ## make a site of docs/ in VENV/docs; every warning is a
 	@$(BIN)/python scripts/reference.py --check
 	@$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs $(VENV)/docs
 	@echo "$(VENV)/docs/index.html"
+
+.PHONY: docs-publish
+docs-publish: ## put SITE, what make docs has made, into docs/ on the branch gh-pages of REPOSITORY
+	@sh scripts/publish-docs.sh "$(SITE)" "$(REPOSITORY)" gh-pages
 
 .PHONY: reference
 reference: $(VENV)/.has-docs ## write docs/reference.md from the docstrings
@@ -148,12 +172,17 @@ wheel-check-all: ## the same with each Python of PYTHONS that is here
 
 .PHONY: wheels
 wheels: $(VENV)/.has-tools ## build and try wheels for every Python of this platform, into dist/
-	@$(BIN)/python -m cibuildwheel --output-dir dist $(if $(SDIST),"$(SDIST)")
+	@$(BIN)/python -m cibuildwheel --output-dir dist $(if $(SDIST),$(wildcard $(SDIST)))
 
 .PHONY: cross
 cross: $(VENV)/.python ## compile the core for Windows, macOS and other processors
 	@$(PIP) install 'Cython>=3.3,<3.4' 'ziglang==0.17.*'
 	@$(BIN)/python scripts/cross.py "$(VENV)/cross"
+
+.PHONY: tag-check
+tag-check: ## see that TAG is the version that pyproject.toml and the changelog tell
+	@grep -qx 'version = "$(TAG:v%=%)"' pyproject.toml && grep -q '^## \[$(TAG:v%=%)\]' CHANGELOG.md \
+	    || { echo "$(TAG) is not the version of pyproject.toml and CHANGELOG.md" >&2; exit 1; }
 
 .PHONY: clean
 clean: ## remove builds, caches and the environment
@@ -167,13 +196,17 @@ $(VENV)/.python: FORCE
 
 # A file that goes away has no date to compare, and a kind of build has none either.
 $(VENV)/.sources: $(VENV)/.python FORCE
-	@printf '%s\n' $(SOURCES) "$(FASTPOOL_DEBUG)/$(FASTPOOL_TRACE)/$(FASTPOOL_SANITIZE)" >$@.new
+	@printf '%s\n' $(SOURCES) "$(FASTPOOL_DEBUG)/$(FASTPOOL_TRACE)/$(FASTPOOL_SANITIZE)/$(PSYCOPG)" >$@.new
 	@if cmp -s $@.new $@; then rm $@.new; else rm -rf build && mv $@.new $@; fi
 
 $(VENV)/.wheel: $(VENV)/.sources $(SOURCES)
 	@echo "building fastpool"
 	@rm -rf $(VENV)/wheel
 	@$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheel .
+	@touch $@
+
+$(VENV)/.postgres-%: $(VENV)/.python
+	@sh scripts/postgres.sh $* $(VENV)/postgres-$*
 	@touch $@
 
 # They are compiled. A Python that they have no wheel for is measured without them.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install into VENV the wheel that make built there, the packages of one extra, and a psycopg
 # that works.
-# usage: install.sh VENV EXTRA
+# usage: install.sh VENV EXTRA        PSYCOPG is the driver's version, where not the newest
 #
 # psycopg reaches libpq in one of three ways. Its binary package brings libpq along, but has no
 # free-threaded build; "c" is compiled against the system's libpq; pure Python only loads it.
@@ -23,7 +23,7 @@ command -v pg_config >/dev/null 2>&1 || drivers=${drivers%c}
 
 # A release that has a wheel is preferred to a newer one that would have to be compiled.
 install() {
-    sh "$here/pip.sh" "$python" install --prefer-binary "$wheel[$1]"
+    sh "$here/pip.sh" "$python" install --prefer-binary "$wheel[$1]" ${PSYCOPG:+"psycopg==$PSYCOPG"}
 }
 
 echo "installing fastpool[$extra] into $venv"

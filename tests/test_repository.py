@@ -190,6 +190,76 @@ def test_jobs_only_call_the_makefile(workflow: Path) -> None:
     assert [each for each in others if not each.startswith('test "$RESULTS" = ')] == []
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_every_target_that_a_job_calls_exists(workflow: Path) -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", text, re.MULTILINE))
+    called = re.findall(r"run: make ([^\s=]+)(?:\s|$)", workflow.read_text(encoding="utf-8"))
+    assert called
+    assert set(called) - targets == set()
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_end_what_a_newer_run_replaces(workflow: Path) -> None:
+    head = workflow.read_text(encoding="utf-8").partition("\njobs:\n")[0]
+    assert "\nconcurrency:\n  group: " in head
+
+
+def test_one_action_is_pinned_to_one_commit() -> None:
+    pins: dict[str, set[str]] = {}
+    for workflow in WORKFLOWS:
+        for action, pin in re.findall(r"uses: (\S+)@(.+)", workflow.read_text(encoding="utf-8")):
+            pins.setdefault(action, set()).add(pin)
+    assert {action: found for action, found in pins.items() if len(found) > 1} == {}
+
+
+def test_the_gate_waits_for_every_job() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = re.findall(r"^  ([a-z]+):$", text.partition("\njobs:\n")[2], re.MULTILINE)
+    (needed,) = re.findall(r"^    needs: \[(.+)\]$", text, re.MULTILINE)
+    (wanted,) = re.findall(r'run: test "\$RESULTS" = "(.+)"', text)
+    assert needed.split(", ") == [job for job in jobs if job != "gate"]
+    assert wanted.split() == ["success"] * len(needed.split(", "))
+
+
+def test_each_wheel_of_the_release_is_one_that_python_is_tested_with() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (built,) = re.findall(r"^\[tool\.cibuildwheel\]\nbuild = \[(.+)\]$", text, re.MULTILINE)
+    versions = {f"3.{each}" for each in re.findall(r"cp3(\d+t?)-\*", built)}
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r'- \{python: "(.+?)"', ci)) == versions
+    classified = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+    assert set(classified) == {version for version in versions if not version.endswith("t")}
+
+
+def test_what_upstreams_tests_leave_out_has_a_reason() -> None:
+    text = (ROOT / "tests" / "upstream-left-out.txt").read_text(encoding="utf-8")
+    entries = [line for line in text.splitlines() if not line.startswith("#")]
+    assert entries
+    assert [line for line in entries if len(line.split(" ")) < 4] == []
+
+
+def test_upstreams_tests_are_for_ci_alone() -> None:
+    done = run("sh", "scripts/upstream.sh", "no-venv", "no-tag", "no-dsn", CI="")
+    assert done.returncode == 1
+    assert "in CI only" in done.stderr
+
+
+def test_a_tag_is_the_version() -> None:
+    version = re.findall(
+        r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )[0]
+    assert run("make", "tag-check", f"TAG=v{version}").returncode == 0
+    done = run("make", "tag-check", "TAG=v99.0")
+    assert done.returncode != 0
+    assert "v99.0 is not the version" in done.stderr
+
+
+def test_the_readme_shows_what_was_tested() -> None:
+    done = run(sys.executable, "scripts/versions.py", "check")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_readme_shows_the_figures_of_the_stored_run() -> None:
     stored = ("bench/results/readme.json", "--readme", "README.md", "--check")
     done = run(sys.executable, "-m", "bench.report", *stored)

@@ -49,7 +49,7 @@ def test_runs_are_added_to_the_branch_and_nothing_else_changes(
     assert [publish(each) for each in (first, second, second)] == [
         "published to gh-pages\n",
         "published to gh-pages\n",
-        "the history has this run already\n",
+        "gh-pages has this already\n",
     ]
     show = ("git", "-C", repository, "show")
     entries = json.loads(run(*show, "gh-pages:history.json"))
