@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def sentence(text: str) -> str:
     return text if text[:1] in "`" else text[:1].upper() + text[1:]
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -162,8 +162,9 @@ def fields(cls: type[Any]) -> str:
     said: dict[str, str] = {}
     for statement, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            has_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            said[statement.target.id] = str(after.value.value) if has_text else ""
+            said[statement.target.id] = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                said[statement.target.id] = str(after.value.value)
     rows = [
         (
             code(each.name),
@@ -182,7 +183,7 @@ def exceptions() -> str:
     for name, cls in vars(errors).items():
         if isinstance(cls, type) and cls.__module__ == "fastpool" and not name.startswith("_"):
             rows.append(
-                (code(name), code(cls.__base__.__name__), emphasis(" ".join(doc(cls).split())))
+                (code(name), code(cls.__bases__[0].__name__), emphasis(" ".join(doc(cls).split())))
             )
     return table(("exception", "derives from", "meaning"), rows)
 
