@@ -24,6 +24,7 @@ cdef extern from "_atomic.h" nogil:
 
 cdef enum:
     CHUNK = 64              # slots in a chunk: one word of the free bitmap
+    HINTS = 64
     MAX_CHUNKS = 256
     MAX_SLOTS = 16384       # CHUNK * MAX_CHUNKS
 
@@ -82,6 +83,7 @@ cdef struct Detail:
 cdef struct Chunk:
     fp_atomic free          # the free bitmap's word: bit set = AVAILABLE
     fp_atomic turn[CHUNK]   # order of return, for order="fifo"
+    fp_atomic lent[CHUNK]   # the address of the object that was lent last; see SlotTable.recall()
     Slot slots[CHUNK]
     Detail details[CHUNK]
     void *memory            # what malloc gave, before alignment
@@ -162,6 +164,7 @@ cdef class SlotTable:
     cdef fp_atomic attention        # waiters + watchers (+ CLOSED_BIAS): what a return looks at
     cdef fp_atomic head_since       # ns, the first waiter's age; 0: nobody waits
     cdef fp_atomic turns
+    cdef fp_atomic hints[HINTS]     # a slot's index by its lent object's address; see recall()
     cdef fp_atomic n_chunks
     cdef fp_atomic epoch
     cdef fp_atomic is_closed
@@ -194,6 +197,7 @@ cdef class SlotTable:
     cdef bint overdue(self) noexcept nogil
     cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil
     cdef object take(self, int index)
+    cdef PyObject *recall(self, PyObject *conn) noexcept nogil
     cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now)
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
     cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1

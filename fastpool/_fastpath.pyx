@@ -25,7 +25,7 @@ import asyncio
 import functools
 import logging
 import sys
-from types import FunctionType, MethodType
+from types import CoroutineType, FunctionType, MethodType
 
 logger = logging.getLogger("psycopg.pool")
 
@@ -56,9 +56,11 @@ cdef uint64_t quiet_version = 0     # of `levels`, when INFO was last found to b
 
 
 cdef inline bint logs_info() except -1:
+    return (quiet_version == 0 or quiet_version != fp_dict_version(levels)) and ask_level()
+
+
+cdef bint ask_level() except -1:
     global quiet_version
-    if quiet_version != 0 and quiet_version == fp_dict_version(levels):
-        return False
     if (<dict>levels).get(INFO) is not False:
         return logger.isEnabledFor(INFO)
     quiet_version = fp_dict_version(levels)
@@ -77,9 +79,14 @@ cdef extern from *:
 cdef object running_loop = asyncio._get_running_loop
 
 # Its function is written in Python before 3.12; what it reads is this dictionary.
-current_task = (
-    asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get
-)
+cdef object current_tasks = None if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks
+current_task = asyncio.current_task if current_tasks is None else current_tasks.get
+
+cdef extern from *:
+    """
+    #define fp_owned(p) (p)
+    """
+    object fp_owned(PyObject *)         # the C reference becomes Python's, uncounted
 
 cdef object SLOT = "_slot"
 cdef object GETCONN = "getconn"
@@ -143,6 +150,9 @@ cdef extern from *:
     PyObject *fp_attributes(object)
     long fp_status(object) except? -1
 
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
 cdef extern from "Python.h":
     PyObject *PyDict_GetItemWithError(PyObject *, object)
     int PyDict_SetItem(PyObject *, object, object) except -1
@@ -169,8 +179,11 @@ cdef inline PyObject *attributes_of(FastPath pool, conn) except? NULL:
 
 cdef inline object slot_of(FastPath pool, conn):
     """conn._slot, None when it has none."""
-    cdef PyObject *attributes = attributes_of(pool, conn)
-    cdef PyObject *found
+    cdef PyObject *found = pool._table.recall(<PyObject *>conn)
+    cdef PyObject *attributes
+    if found != NULL:
+        return <object>found
+    attributes = attributes_of(pool, conn)
     if attributes == NULL:
         return getattr(conn, SLOT, None)
     found = PyDict_GetItemWithError(attributes, SLOT)
@@ -249,7 +262,8 @@ cdef class FastPath:
     cdef public object _configure
     cdef public object _reset
     cdef public object role         # what a connection that comes back must still be
-    cdef public object _loop        # the event loop of an async pool that is open
+    cdef readonly object _loop      # the event loop of an async pool that is open
+    cdef unsigned long loop_thread  # where it ran then
     cdef dict attributes            # the instance's own
     cdef unsigned int direct        # the version of the pool's class, when it overrides nothing
     cdef uint64_t direct_attributes # the version of the instance's attributes then
@@ -275,58 +289,60 @@ cdef class FastPath:
         self.direct_attributes = attributes_version
         return True
 
-    cdef int check_loop(self) except -1:
-        """Leave it to the shell to refuse, when this is another event loop than the pool's."""
-        if self._loop is not None and running_loop() is not self._loop:
-            self._refuse_loop()
-        return 0
-
-    cdef int check_loop_of(self, Entry entry) except -1:
-        """The same for a return. In a forked child that of the parent's is harmless anywhere."""
-        if self._loop is not None and running_loop() is not self._loop:
-            if fp_load(&entry.fate) != INHERITED:
-                self._refuse_loop()
-        return 0
+    def _set_loop(self, loop):
+        """Belong to an event loop, the one that runs."""
+        self._loop = loop
+        self.loop_thread = PyThread_get_thread_ident()
 
     def _overrides_nothing(self):
         """Whether the pool's class has the getconn() and putconn() of its shell."""
         return False
 
-    cpdef object _lend(self):
+    def _lend(self):
         """Return a free connection, None when anything about that is not plain."""
-        cdef SlotTable table = self._table
-        cdef Slot *slot
-        cdef int index
-        cdef int64_t now
-        self.check_loop()
-        if not self._lends or self._check is not None or logs_info():
-            return None
-        if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
-            return None
-        while True:
-            index = table.claim()
-            if index < 0:
-                return None
-            slot = table.slot(index)
-            now = fp_now_coarse()
-            if slot.expires > now and slot.epoch == fp_peek(&table.epoch):
-                conn = table.lend(index, True, owner_of(self), now)
-                set_pool(self, conn, self)
-                return conn
-            self._retire(table.lend(index, False, 0, now))
-            if table.overdue():     # that took time, and a waiter may have grown old over it
-                return None
+        return lend(self)
 
-    cpdef bint _keep(self, conn) except -1:
+    def _keep(self, conn):
         """Take a connection back. Return False, with nothing done, when that is not plain."""
-        cdef object found = slot_of(self, conn)
-        return type(found) is Entry and keep(self, <Entry>found, conn)
+        return take_back(self, conn)
 
 
-cdef bint keep(FastPath pool, Entry entry, conn) except -1:
+cdef inline object lend(FastPath pool):
+    """Lend a free connection; None when anything about that is not plain."""
+    cdef SlotTable table = pool._table
+    cdef Slot *slot
+    cdef int index
+    cdef int64_t now
+    cdef uint64_t owner = borrower(pool)
+    if not pool._lends or pool._check is not None or logs_info():
+        return None
+    if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
+        return None
+    while True:
+        index = table.claim()
+        if index < 0:
+            return None
+        slot = table.slot(index)
+        now = fp_now_coarse()
+        if slot.expires > now and slot.epoch == fp_peek(&table.epoch):
+            conn = table.lend(index, True, owner, now)
+            set_pool(pool, conn, pool)
+            return conn
+        pool._retire(table.lend(index, False, 0, now))
+        if table.overdue():     # that took time, and a waiter may have grown old over it
+            return None
+
+
+cdef inline bint take_back(FastPath pool, conn) except -1:
+    """Take a connection back. False, with nothing done, when that is not plain."""
+    found = slot_of(pool, conn)
+    return type(found) is Entry and keep(pool, <Entry>found, conn)
+
+
+cdef inline bint keep(FastPath pool, Entry entry, conn) except -1:
     """Take back a connection whose entry is known."""
     cdef int64_t now = fp_now_coarse()
-    pool.check_loop_of(entry)
+    check_loop_of(pool, entry)
     if entry.leased or not is_fit(pool, entry, now):
         return False
     if pool._table.begin_return_c(entry, -1) != TAKEN:
@@ -335,15 +351,37 @@ cdef bint keep(FastPath pool, Entry entry, conn) except -1:
     return True
 
 
-cdef uint64_t owner_of(FastPath pool) except? 0:
-    """The ident of who borrows; 0: the thread's."""
+cdef inline uint64_t borrower(FastPath pool) except? 0:
+    """The ident of the task that runs, 0 for the thread's. Has the shell refuse another event loop
+    than the pool's: of two loops only one runs in a thread, and only that has a current task."""
+    cdef uint64_t task
     if pool._loop is None:
         return 0
-    task = current_task(pool._loop)
-    return <size_t><PyObject *>task
+    if PyThread_get_thread_ident() == pool.loop_thread:
+        task = task_in(pool._loop)
+        if task != 0:
+            return task
+    if running_loop() is not pool._loop:
+        pool._refuse_loop()
+    return 0
 
 
-cdef bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
+cdef inline int check_loop_of(FastPath pool, Entry entry) except -1:
+    """The same for a return. In a forked child that of the parent's is harmless anywhere."""
+    if pool._loop is not None and fp_load(&entry.fate) != INHERITED:
+        borrower(pool)
+    return 0
+
+
+cdef inline uint64_t task_in(loop) except? 0:
+    """id() of the task that a loop runs, 0 when it runs none."""
+    if current_tasks is not None:
+        return <size_t>PyDict_GetItemWithError(<PyObject *>current_tasks, loop)
+    task = current_task(loop)
+    return 0 if task is None else <size_t><PyObject *>task
+
+
+cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
     """Whether a connection can be taken back as it is."""
     cdef SlotTable table = pool._table
     cdef Slot *slot
@@ -358,7 +396,7 @@ cdef bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
             and not fp_load(&table.is_surplus))
 
 
-cdef int put_back(FastPath pool, Entry entry, conn, int64_t now) except -1:
+cdef inline int put_back(FastPath pool, Entry entry, conn, int64_t now) except -1:
     """RETURNING -> AVAILABLE, of a connection that is fit."""
     cdef SlotTable table = pool._table
     set_pool(pool, conn, None)
@@ -406,7 +444,7 @@ cdef object stand_in_line(FastPath pool, timeout):
 
 cdef object lend_any(FastPath pool, timeout):
     """getconn() of a thread pool."""
-    conn = pool._lend()
+    conn = lend(pool)
     if conn is None:
         conn = stand_in_line(pool, timeout)
     if conn is None:
@@ -430,7 +468,7 @@ def getconn(FastPath pool not None, timeout=None):
 
 def putconn(FastPath pool not None, conn):
     """The fast path of ConnectionPool.putconn()."""
-    if not pool._keep(conn):
+    if not take_back(pool, conn):
         pool._putconn(conn)
 
 
@@ -444,6 +482,191 @@ def connection_async(FastPath pool not None, timeout=None):
     """AsyncConnectionPool.connection()."""
     check_timeout(pool, timeout)
     return AsyncConnectionBlock(pool, timeout)
+
+
+# --- getconn() and putconn() of an async pool -------------------------------------------------
+#
+# A coroutine costs more than what it does here: the function's frame, the generator around it, and
+# the StopIteration that carries its result. So this is a coroutine in C, whose first step does the
+# plain case. What is not plain is a coroutine in Python, to which it hands all steps.
+
+cdef enum Step:
+    RAISED = -1         # as CPython's PySendResult
+    RETURNED = 0
+    YIELDED = 1
+
+cdef enum Progress:
+    NEW = 0
+    HANDED_ON = 1
+    OVER = 2
+
+cdef extern from "Python.h":
+    Step PyIter_Send(object, object, PyObject **) except RAISED
+    int PyErr_WarnFormat(object, Py_ssize_t, const char *, ...) except -1
+
+cdef extern from *:
+    """
+    /* Where `await` and tasks look first: it returns the result without an exception. */
+    #define fp_make_sender(type, f) ((type)->tp_as_async->am_send = (sendfunc)(f))
+    """
+    void fp_make_sender(PyTypeObject *, void *)
+
+
+cdef list coroutine_functions = [None, None]    # getconn, putconn; see Method
+
+
+@cython.final
+@cython.freelist(16)
+cdef class PoolCoroutine:
+    """A call of an async pool's getconn() or putconn(): nothing happens before its first step."""
+
+    cdef FastPath pool
+    cdef object argument            # the timeout, or the connection
+    cdef bint returns               # putconn()
+    cdef Progress progress
+    cdef object inner               # the coroutine that was handed on to
+
+    def __dealloc__(self):
+        if self.progress != NEW:
+            return
+        qualname = coroutine_functions[self.returns].__qualname__
+        PyErr_WarnFormat(RuntimeWarning, 1, "coroutine '%U' was never awaited",
+                         <PyObject *>qualname)
+
+    cdef Step step(self, value, PyObject **result) except RAISED:
+        cdef Step came
+        if self.progress == NEW:
+            self.progress = OVER
+            if self.begin(result):
+                return RETURNED
+            self.progress = HANDED_ON
+        elif self.progress == OVER:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        try:
+            came = PyIter_Send(self.inner, value, result)
+        except BaseException:
+            self.end()
+            raise
+        if came == RETURNED:
+            self.end()
+        return came
+
+    cdef bint begin(self, PyObject **result) except -1:
+        """Do the plain case, or make the coroutine that does the others."""
+        if self.returns:
+            outcome = None
+            if not take_back(self.pool, self.argument):
+                self.inner = self.pool._putconn(self.argument)
+        else:
+            check_timeout(self.pool, self.argument)
+            outcome = lend(self.pool)
+            if outcome is None:
+                self.inner = self.pool._getconn(self.argument)
+        if self.inner is not None:
+            return False
+        Py_INCREF(outcome)
+        result[0] = <PyObject *>outcome
+        return True
+
+    cdef void end(self) noexcept:
+        self.progress = OVER
+        self.inner = None
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value, /):
+        """Go on until the next suspension. Raises StopIteration with the result."""
+        cdef PyObject *result = NULL
+        cdef Step came = self.step(value, &result)
+        outcome = fp_owned(result)
+        if came == RETURNED:
+            raise StopIteration(outcome)
+        return outcome
+
+    def throw(self, *args):
+        """Raise an exception where it is suspended."""
+        if self.progress == NEW:        # as in any coroutine, that ends it before it began
+            self.inner = self.pool._putconn(self.argument) if self.returns else (
+                self.pool._getconn(self.argument))
+            self.progress = HANDED_ON
+        elif self.progress == OVER:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        try:
+            return self.inner.throw(*args)
+        except BaseException:
+            self.end()
+            raise
+
+    def close(self):
+        """End it where it is suspended."""
+        inner = self.inner
+        self.end()
+        if inner is not None:
+            inner.close()
+
+    @property
+    def __class__(self):
+        return CoroutineType
+
+    @property
+    def __name__(self):
+        return coroutine_functions[self.returns].__name__
+
+    @property
+    def __qualname__(self):
+        return coroutine_functions[self.returns].__qualname__
+
+    @property
+    def cr_code(self):
+        return coroutine_functions[self.returns].__code__
+
+    @property
+    def cr_await(self):
+        return self.inner
+
+    @property
+    def cr_frame(self):
+        return None if self.inner is None else self.inner.cr_frame
+
+    @property
+    def cr_running(self):
+        return self.inner is not None and self.inner.cr_running
+
+    @property
+    def cr_suspended(self):
+        return self.inner is not None and not self.inner.cr_running
+
+    @property
+    def cr_origin(self):
+        return None
+
+    def __repr__(self):
+        return f"<coroutine object {self.__qualname__} at 0x{id(self):x}>"
+
+
+fp_make_sender(<PyTypeObject *>PoolCoroutine, <void *>PoolCoroutine.step)
+
+
+def getconn_async(FastPath pool not None, timeout=None):
+    """AsyncConnectionPool.getconn()."""
+    return pool_coroutine(pool, timeout, False)
+
+
+def putconn_async(FastPath pool not None, conn):
+    """AsyncConnectionPool.putconn()."""
+    return pool_coroutine(pool, conn, True)
+
+
+cdef inline PoolCoroutine pool_coroutine(FastPath pool, argument, bint returns):
+    cdef PoolCoroutine call = PoolCoroutine.__new__(PoolCoroutine)
+    call.pool = pool
+    call.argument = argument
+    call.returns = returns
+    return call
 
 
 # --- methods in C that look like methods in Python --------------------------------------------
@@ -476,8 +699,16 @@ cdef object quick_getconn(FastPath pool, timeout):
 
 
 cdef object quick_putconn(FastPath pool, conn):
-    if not pool._keep(conn):
+    if not take_back(pool, conn):
         pool._putconn(conn)
+
+
+cdef object quick_getconn_async(FastPath pool, timeout):
+    return pool_coroutine(pool, None, False)
+
+
+cdef object quick_putconn_async(FastPath pool, conn):
+    return pool_coroutine(pool, conn, True)
 
 
 cdef object quick_connection(FastPath pool, timeout):
@@ -488,11 +719,25 @@ cdef object quick_connection_async(FastPath pool, timeout):
     return AsyncConnectionBlock(pool, None)
 
 
+cdef extern from "Python.h":
+    PyTypeObject *Py_TYPE(PyObject *)
+
+
+cdef inline bint is_pool(Method me, PyObject *first):
+    """isinstance(first, FastPath), remembered for the first class that is."""
+    if fp_peek(&me.seen) != 0:
+        return fp_peek(&me.seen) == <size_t>Py_TYPE(first) or isinstance(<object>first, FastPath)
+    if not isinstance(<object>first, FastPath):
+        return False
+    Py_INCREF(type(<object>first))      # for ever, so that no other class gets its address
+    fp_poke(&me.seen, <size_t>Py_TYPE(first))
+    return True
+
+
 cdef PyObject *enter(PyObject *me, PyObject **args, size_t n, PyObject *names) except NULL:
     """What a call of a Method does."""
     cdef Py_ssize_t given = PyVectorcall_NARGS(n)
-    if (names == NULL and given == (<Method>me).quick_args
-            and isinstance(<object>args[0], FastPath)):
+    if names == NULL and given == (<Method>me).quick_args and is_pool(<Method>me, args[0]):
         result = (<Method>me).quick(<FastPath>args[0], <object>args[given - 1])
         Py_INCREF(result)
         return <PyObject *>result
@@ -506,6 +751,7 @@ cdef class Method:
     cdef vectorcallfunc enter
     cdef Quick quick                # for calls as programs write them
     cdef int quick_args
+    cdef fp_atomic seen             # a class of pools that has been called
     cdef object fast                # for all others
     cdef object function
 
@@ -515,6 +761,12 @@ cdef class Method:
             self.quick, self.quick_args = quick_getconn, 1
         elif fast is putconn:
             self.quick, self.quick_args = quick_putconn, 2
+        elif fast is getconn_async:
+            self.quick, self.quick_args = quick_getconn_async, 1
+            coroutine_functions[False] = function
+        elif fast is putconn_async:
+            self.quick, self.quick_args = quick_putconn_async, 2
+            coroutine_functions[True] = function
         elif fast is connection:
             self.quick, self.quick_args = quick_connection, 1
         elif fast is connection_async:
@@ -667,7 +919,7 @@ cdef class Lease:
         attributes = self.closed.copy()
         with cython.critical_section(self):
             if self.entry is not None:
-                self.pool.check_loop_of(self.entry)     # raises before anything is ended
+                check_loop_of(self.pool, self.entry)    # raises before anything is ended
                 pool, conn, entry = self.pool, self.conn, self.entry
                 if pool.is_direct():
                     outcome = pool._table.begin_return_c(entry, self.lending >> 8)
@@ -858,7 +1110,7 @@ cdef class AsyncConnectionBlock(Block):
     async def __aenter__(self):
         cdef FastPath pool = self.pool
         self.check_new()
-        conn = pool._lend() if pool.is_direct() else None
+        conn = lend(pool) if pool.is_direct() else None
         if conn is None:
             conn = await pool.getconn(timeout=self.timeout)
         self.began = fp_now()

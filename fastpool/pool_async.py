@@ -144,7 +144,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     def _after_fork(self) -> None:
         super()._after_fork()
         if self._loop is not None:
-            self._loop = _ParentsLoop()
+            self._set_loop(_ParentsLoop())
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -162,10 +162,11 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     def _open(self) -> None:
         if self._loop is None and not self._table.closed:
-            self._loop = _running_loop()
-            if self._loop is None:
+            loop = _running_loop()
+            if loop is None:
                 raise RuntimeError(f"{type(self).__name__} open with no running loop")
-            self._tasks = Tasks(self.name, self._loop)
+            self._set_loop(loop)
+            self._tasks = Tasks(self.name, loop)
         self._require_loop()
         upkeep.start(self)
 
@@ -223,6 +224,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     # --- lending ------------------------------------------------------------------------------
 
+    @_fastpath.runs(_fastpath.getconn_async)
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Lend a connection.
 
@@ -236,11 +238,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
         TooManyRequests when `max_waiting` others wait already.
         """
-        if timeout is not None:
-            self._check_timeout(timeout)
-        conn: ACT = self._lend() or await lending.checkout(self, timeout)
-        return conn
+        return cast(ACT, await _fastpath.getconn_async(self, timeout))
 
+    @_fastpath.runs(_fastpath.putconn_async)
     async def putconn(self, conn: ACT) -> None:
         """Give back a connection that `getconn()` lent. Does not suspend if it is healthy.
 
@@ -250,8 +250,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         Raises ValueError when the connection is not lent by this pool. Cancelled while it rolls
         back, it closes the connection.
         """
-        if not self._keep(conn):
-            await lending.give_back(self, conn)
+        await _fastpath.putconn_async(self, conn)
 
     def _overrides_nothing(self) -> bool:
         cls = type(self)
@@ -286,6 +285,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         except Exception:  # of a class that can't be derived from
             await self.putconn(conn)
             raise
+
+    def _getconn(self, timeout: float | None) -> Coroutine[Any, Any, Any]:
+        return lending.checkout(self, timeout)
+
+    def _putconn(self, conn: Any) -> Coroutine[Any, Any, None]:
+        return lending.give_back(self, conn)
 
     async def _accept(self, conn: Any) -> None:
         await lending.accept(self, conn)

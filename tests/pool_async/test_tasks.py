@@ -119,11 +119,12 @@ async def test_a_waiter_is_one_future(open_pool, monkeypatch):
     request = pool.getconn(timeout=5.0)
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "_get_running_loop", lambda: loop)
-        pool._loop, own = Loop(), pool._loop
+        own = pool._loop
+        pool._set_loop(Loop())
         try:
             future = pool._new_waiter().gate
         finally:
-            pool._loop = own
+            pool._set_loop(own)
     assert made == [future]
     assert request.send(None) is not None  # and one suspension
     await pool.putconn(conn)

@@ -1,0 +1,162 @@
+"""What getconn() and putconn() of an async pool return is a coroutine, to all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import inspect
+import sys
+import types
+
+import pytest
+
+import fastpool
+
+
+async def lend(pool):
+    return await pool.putconn(await pool.getconn())
+
+
+async def test_a_call_is_a_coroutine_by_every_test(open_pool):
+    pool = await open_pool()
+    call = pool.getconn()
+    assert inspect.iscoroutine(call)
+    assert inspect.isawaitable(call)
+    assert asyncio.iscoroutine(call)
+    assert isinstance(call, types.CoroutineType)
+    assert isinstance(call, collections.abc.Coroutine)
+    assert inspect.getcoroutinestate(call) == inspect.CORO_CREATED or call.cr_frame is None
+    assert "AsyncConnectionPool.getconn" in repr(call)
+    assert call.__name__ == "getconn"
+    assert call.cr_code is fastpool.AsyncConnectionPool.getconn.__code__
+    await pool.putconn(await call)
+
+
+async def test_the_methods_are_coroutine_functions(open_pool):
+    pool = await open_pool()
+    for method in (pool.getconn, pool.putconn, type(pool).getconn, type(pool).putconn):
+        assert inspect.iscoroutinefunction(method)
+
+
+async def test_nothing_happens_before_the_first_step(open_pool):
+    pool = await open_pool()
+    call = pool.getconn()
+    assert pool.snapshot().counts["in_use"] == 0
+    conn = await call
+    back = pool.putconn(conn)
+    assert pool.snapshot().counts["in_use"] == 1
+    await back
+    assert pool.snapshot().counts["in_use"] == 0
+
+
+async def test_one_that_is_never_awaited_is_warned_of(open_pool):
+    pool = await open_pool()
+    with pytest.warns(RuntimeWarning, match=r"'AsyncConnectionPool\.getconn' was never awaited"):
+        pool.getconn()
+    conn = await pool.getconn()
+    with pytest.warns(RuntimeWarning, match=r"'AsyncConnectionPool\.putconn' was never awaited"):
+        pool.putconn(conn)
+    await pool.putconn(conn)
+
+
+async def test_one_that_is_closed_before_its_first_step_does_nothing(open_pool):
+    pool = await open_pool()
+    call = pool.getconn()
+    call.close()
+    call.close()
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await call
+    assert pool.get_stats()["requests_num"] == 0
+
+
+async def test_one_that_has_ended_is_not_awaited_again(open_pool):
+    pool = await open_pool()
+    call = pool.getconn()
+    conn = await call
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await call
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        call.throw(ValueError())
+    await pool.putconn(conn)
+
+
+async def test_an_exception_thrown_before_the_first_step_comes_out(open_pool):
+    pool = await open_pool()
+    call = pool.getconn()
+    with pytest.raises(KeyError):
+        call.throw(KeyError("no"))
+    assert pool.get_stats()["requests_num"] == 0
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await call
+
+
+async def test_steps_by_hand_end_in_the_result(open_pool):
+    pool = await open_pool()
+    with pytest.raises(StopIteration) as end:
+        pool.getconn().send(None)
+    conn = end.value.value
+    with pytest.raises(StopIteration) as end:
+        next(pool.putconn(conn))
+    assert end.value.value is None
+    assert pool.snapshot().counts["available"] == 1
+
+
+async def test_a_waiting_call_shows_what_it_waits_in(open_pool, waiting):
+    pool = await open_pool()
+    conn = await pool.getconn()
+    call = pool.getconn()
+    task = asyncio.create_task(call)
+    await waiting(pool, 1)
+    assert call.cr_await.__name__ == "checkout"
+    assert call.cr_frame.f_code.co_name == "checkout"
+    assert not call.cr_running
+    assert call.cr_suspended
+    if type(task) is asyncio.Task:
+        assert task.get_stack()
+    await pool.putconn(conn)
+    await pool.putconn(await task)
+
+
+async def test_a_call_under_a_tracer_does_the_same(open_pool):
+    pool = await open_pool()
+    seen = []
+    sys.setprofile(lambda frame, event, arg: seen.append(event))
+    try:
+        await lend(pool)
+    finally:
+        sys.setprofile(None)
+    assert seen
+    sys.settrace(lambda frame, event, arg: None)
+    try:
+        await lend(pool)
+    finally:
+        sys.settrace(None)
+    assert pool.snapshot().counts["available"] == 1
+
+
+async def test_a_call_can_be_a_task_or_have_a_time_limit(open_pool):
+    pool = await open_pool()
+    conn = await asyncio.create_task(pool.getconn())
+    await asyncio.gather(pool.putconn(conn))
+    conn = await asyncio.wait_for(pool.getconn(), 5.0)
+    await asyncio.wait_for(pool.putconn(conn), 5.0)
+
+
+async def test_the_borrower_is_the_task_also_where_a_callback_turns_the_loop(open_pool):
+    pool = await open_pool()
+    conn = await pool.getconn()
+    [slot] = [slot for slot in pool.snapshot().slots if slot.state == "in_use"]
+    assert slot.owner_ident == id(asyncio.current_task())
+    await pool.putconn(conn)
+    done = asyncio.Event()
+    found = []
+
+    def in_no_task():
+        with pytest.raises(StopIteration) as end:
+            pool.getconn().send(None)
+        found.append(end.value.value)
+        done.set()
+
+    asyncio.get_running_loop().call_soon(in_no_task)
+    await done.wait()
+    await pool.putconn(found[0])
