@@ -43,9 +43,9 @@ sys.platform = "darwin"
 """
 WINDOWS = """
 without(select, "epoll", "poll", *[name for name in dir(select) if name[:4] in ("EPOL", "POLL")])
-without(os, "fork", "forkpty", "register_at_fork", "geteuid", "getuid", "getgid", "setsid", "getpgid",
-        "killpg", "statvfs", "waitid", "sched_getaffinity", "pidfd_open", "eventfd", "O_NONBLOCK",
-        "set_blocking", "ST_NOEXEC", "WNOHANG")
+without(os, "fork", "forkpty", "register_at_fork", "geteuid", "getuid", "getgid", "setsid",
+        "getpgid", "killpg", "statvfs", "waitid", "sched_getaffinity", "pidfd_open", "eventfd",
+        "O_NONBLOCK", "set_blocking", "ST_NOEXEC", "WNOHANG")
 without(signal, "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "SIGALRM", "SIGPIPE", "SIGSTOP",
         "SIGCONT", "SIGCHLD", "pthread_kill", "pthread_sigmask", "set_wakeup_fd", "setitimer")
 without(socket, "AF_UNIX", "MSG_DONTWAIT", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_REUSEPORT",
