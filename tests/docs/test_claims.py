@@ -39,6 +39,16 @@ GUARANTEES = {
         "tests/pool/test_forks.py::test_a_childs_pool_opens_sessions_of_its_own",
         "tests/pool/test_forks.py::test_whatever_a_child_does_the_parents_sessions_go_on",
     ],
+    "ends by its timeout, with `check=` too": [
+        "tests/pool/test_deadlines.py::"
+        "test_a_checkout_ends_in_time_when_backends_and_server_are_frozen",
+        "tests/pool/test_deadlines.py::test_a_return_does_not_wait_for_a_rollback_without_end",
+        "tests/pool/test_deadlines.py::test_a_reset_that_never_returns_holds_no_worker",
+    ],
+    "through a failover": [
+        "tests/docs/test_servers.py::test_the_failover_page_follows_a_promotion",
+        "tests/pool/kinds/test_roles.py::test_a_pool_for_writers_leaves_a_server_that_was_made_read_only",
+    ],
     "keeps no task of its own": [
         f"{ASYNC}::test_asyncio_run_ends_though_the_pool_was_left_open",
         f"{ASYNC}::test_nothing_is_lost_however_tasks_are_cancelled",
@@ -60,6 +70,9 @@ DIFFERENCES = {
     "`timeout=math.inf`": [f"{DEFECTS}::test_one_may_wait_without_end"],
     "Stale connections and `check=`": [
         f"{DEFECTS}::test_stale_connections_do_not_use_up_the_timeout"
+    ],
+    "`getconn(timeout=1)` with": [
+        f"{DEFECTS}::test_a_check_of_a_frozen_backend_ends_by_the_deadline",
     ],
     "A `PoolTimeout` says how long": [f"{DEFECTS}::test_a_timeout_tells_why"],
     "`wait()` twice at a time": [

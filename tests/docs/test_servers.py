@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,3 +88,56 @@ def test_the_pgbouncer_page_runs_through_pgbouncer(pgbouncer: int, tmp_path: Pat
     page = HOWTO / "pgbouncer.md"
     assert any("NullConnectionPool" in block.text for block in blocks(page, {}))
     Runner(tmp_path, environment).run(page, {'"dbname=app"': through})
+
+
+# Writes a note before the line that it reads and one after it.
+WRITER = """
+import notes
+
+with notes.pool:
+    print(notes.write("before"), flush=True)
+    input()
+    print(notes.write("after"), flush=True)
+"""
+
+
+def test_the_failover_page_follows_a_promotion(own_server: OwnServer, tmp_path: Path) -> None:
+    primary = own_server()
+    if not primary.bindir.joinpath("pg_basebackup").exists():
+        pytest.skip("no pg_basebackup beside this server")
+    with psycopg.connect(primary.dsn, autocommit=True) as conn:
+        conn.execute("create database app")
+    copy = primary.home / "standby"
+    primary.run("pg_basebackup", "-D", copy, "-R", "-N", "-c", "fast", "-d", primary.dsn)
+    standby = own_server(primary.settings | {"fsync": False}, data=copy)
+
+    servers = (primary, standby)
+    hosts = ",".join(str(server.socket_dir) for server in servers)
+    ports = ",".join(str(server.port) for server in servers)
+    environment = {
+        "PGUSER": "postgres",
+        "PYTHONPATH": str(Path(fastpool.__file__).parent.parent),
+    }
+    page = HOWTO / "failover.md"
+    Runner(tmp_path, environment).run(page, {"host=db1,db2": f"host={hosts} port={ports}"})
+
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        try:
+            assert writer.stdout.readline() == "2\n"
+            primary.stop(keep=True)
+            with psycopg.connect(standby.dsn, autocommit=True) as conn:
+                conn.execute("select pg_promote()")
+            written, _ = writer.communicate("go on\n", timeout=40)
+        finally:
+            writer.kill()
+    assert written == "3\n"
