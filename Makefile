@@ -9,7 +9,9 @@ STRESS_SECONDS ?= 60
 # Tests wait more than they work.
 TEST_JOBS ?= 2
 PYTEST_ARGS =
+SANITIZED = tests/core tests/pool tests/pool_async -m "not stress and not clients"
 DEMO_ARGS =
+MUTANTS =
 BASE = origin/main
 PAIRS = 3
 RESULTS = $(VENV)/bench.json
@@ -80,13 +82,17 @@ stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 	@$(BIN)/pytest -m stress $(PYTEST_ARGS)
 
 # The interpreter is an ordinary one, so the sanitizers' libraries are loaded before it.
-.PHONY: sanitize
-sanitize: ## the core's tests under the address and undefined-behaviour sanitizers
-	@$(MAKE) VENV=$(VENV)-sanitize FASTPOOL_SANITIZE=address,undefined $(VENV)-sanitize/.has-test
+.PHONY: asan
+asan: ## the core's and the pools' tests under the address and undefined-behaviour sanitizers
+	@$(MAKE) VENV=$(VENV)-asan FASTPOOL_SANITIZE=address,undefined $(VENV)-asan/.has-test
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(VENV)-sanitize/bin/pytest tests/core $(PYTEST_ARGS)
+	    $(VENV)-asan/bin/pytest $(SANITIZED) -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: mutants
+mutants: $(VENV)/.has-test ## break the protocol in many ways, one at a time: the tests notice each
+	@$(BIN)/python scripts/mutants.py $(MUTANTS)
 
 .PHONY: lint
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules

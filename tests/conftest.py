@@ -59,6 +59,13 @@ def eventually() -> Eventually:
     return wait_until
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let Ctrl-C arrive: a shell starts what it runs in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
     """The session's PostgreSQL. Kill its backends; leave it running with its options."""

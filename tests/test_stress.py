@@ -1,7 +1,8 @@
 """Random actions of many threads on one pool, with a ledger that knows who holds which session.
 
-Runs for STRESS_SECONDS (10 unless set). The seed is printed; STRESS_SEED repeats a choice of
-actions, though not how the threads interleave.
+On a server, and on stubs, where nothing is waited for and far more is interrupted. Runs for
+STRESS_SECONDS (10 unless set). The seed is printed; STRESS_SEED repeats a choice of actions, though
+not how the threads interleave.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from stub_server import Session, StubServer
 
 import fastpool
 
@@ -65,9 +67,13 @@ class Ledger:
         try:
             yield
         finally:
+            session = conn.pgconn
             with self._lock:
                 if self._holders.get(pid) == mine:
                     del self._holders[pid]
+                # A server's client could not tell that from the end of its session.
+                if isinstance(session, Session) and session.was_ended_by_the_client:
+                    self.faults.append(f"the pool ended session {pid} while {name} held it")
 
 
 class Actor:
@@ -84,7 +90,7 @@ class Actor:
 
     def run(self) -> None:
         actions = list(ACTIONS)
-        weights = list(ACTIONS.values())
+        weights = list((ACTIONS | STUB_ACTIONS if self.stress.is_stub else ACTIONS).values())
         action = actions[self.number % len(actions)]  # so that each action is taken at least once
         while not self.stress.over:
             try:
@@ -115,7 +121,7 @@ class Actor:
                     if self.random.random() < 0.5:
                         conn.rollback()
                 case 2:
-                    time.sleep(self.random.random() * 0.002)
+                    time.sleep(0 if self.stress.is_stub else self.random.random() * 0.002)
 
     # --- the actions --------------------------------------------------------------------------
 
@@ -177,13 +183,13 @@ class Actor:
     def break_a_session(self) -> None:
         with self.pool.connection(timeout=TIMEOUT) as conn:
             with self.stress.ledger.hold(conn):
-                self.stress.terminate(conn.pgconn.backend_pid)
+                self.stress.server.terminate(conn.pgconn.backend_pid)
                 conn.execute("select 1")
 
     def break_any_session(self) -> None:
         pids = [slot.backend_pid for slot in self.pool.snapshot().slots if slot.backend_pid]
         if pids:
-            self.stress.terminate(self.random.choice(pids))
+            self.stress.server.terminate(self.random.choice(pids))
 
     def resize(self) -> None:
         low = self.random.randrange(0, 5)
@@ -230,36 +236,21 @@ ACTIONS: dict[Callable[[Actor], None], int] = {
     Actor.drain: 3,
     Actor.kill_another: 20,
 }
+# Interrupts are what the stubs are for.
+STUB_ACTIONS = {Actor.kill_another: 600}
 
 
 class Stress:
     """The pool, the actors on it, and what they share."""
 
-    def __init__(self, pool: Any, dsn: str) -> None:
+    def __init__(self, pool: Any, server: Any) -> None:
         self.pool = pool
+        self.server = server
+        self.is_stub = isinstance(server, Stubs)
         self.ledger = Ledger()
         self.over = False
-        self._admin = psycopg.connect(dsn, autocommit=True)
-        self._doomed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._executioner = threading.Thread(target=self._execute, daemon=True)
         self.mortal = threading.Lock()
         self.actors = [Actor(self, number) for number in range(THREADS)]
-
-    def terminate(self, pid: int) -> None:
-        """End one session on the server's side."""
-        self._doomed.put(pid)
-
-    def _execute(self) -> None:
-        # A thread of its own, for an actor may be killed in the middle of a query.
-        while (pid := self._doomed.get()) is not None:
-            self._admin.execute("select pg_terminate_backend(%s)", [pid])
-
-    def sessions(self, name: str) -> set[int]:
-        """The backends of the sessions with that application name."""
-        rows = self._admin.execute(
-            "select pid from pg_stat_activity where application_name = %s", [name]
-        )
-        return {pid for (pid,) in rows}
 
     def kill(self, chance: random.Random) -> None:
         """Throw Killed into one of the actors while it borrows."""
@@ -279,7 +270,6 @@ class Stress:
         return not isinstance(error, pools)
 
     def run(self, seconds: float) -> None:
-        self._executioner.start()
         for actor in self.actors:
             actor.thread.start()
         deadline = time.monotonic() + seconds
@@ -290,8 +280,6 @@ class Stress:
         deadline = time.monotonic() + TIMEOUT + 10.0
         while any(actor.thread.is_alive() for actor in self.actors) and time.monotonic() < deadline:
             self.collect()
-        self._doomed.put(None)
-        self._executioner.join(TIMEOUT)
 
     @staticmethod
     def collect() -> None:
@@ -300,8 +288,52 @@ class Stress:
         time.sleep(0.2)
         gc.collect()
 
+
+class Server:
+    """A PostgreSQL, as an administrator sees it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._admin = psycopg.connect(dsn, autocommit=True)
+        self._doomed: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        # A thread of its own, for an actor may be killed in the middle of a query.
+        self._executioner = threading.Thread(target=self._execute, daemon=True)
+        self._executioner.start()
+
+    def terminate(self, pid: int) -> None:
+        """End one session on the server's side, soon."""
+        self._doomed.put(pid)
+
+    def _execute(self) -> None:
+        while (pid := self._doomed.get()) is not None:
+            self._admin.execute("select pg_terminate_backend(%s)", [pid])
+
+    def sessions(self, name: str) -> set[int]:
+        """The backends of the sessions with that application name."""
+        rows = self._admin.execute(
+            "select pid from pg_stat_activity where application_name = %s", [name]
+        )
+        return {pid for (pid,) in rows}
+
     def close(self) -> None:
+        """End it all."""
+        self._doomed.put(None)
+        self._executioner.join(TIMEOUT)
         self._admin.close()
+
+
+class Stubs:
+    """The same, where there is no PostgreSQL."""
+
+    def __init__(self) -> None:
+        self.stub = StubServer()
+        self.terminate = self.stub.terminate
+
+    def sessions(self, name: str) -> set[int]:
+        """The backends of all sessions."""
+        return {*self.stub.open}
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class Immortal(Actor):
@@ -325,6 +357,11 @@ class Immortal(Actor):
         pytest.param(
             {"check": fastpool.ConnectionPool.check_connection, "close_returns": True}, id="check"
         ),
+        pytest.param({"stubs": True}, id="stubs"),
+        pytest.param(
+            {"stubs": True, "check": fastpool.ConnectionPool.check_connection, "max_connecting": 2},
+            id="stubs with check",
+        ),
     ],
 )
 def test_random_actions_lose_no_slot_and_lend_no_session_twice(
@@ -341,6 +378,10 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     print(f"STRESS_SEED={SEED} STRESS_SECONDS={SECONDS:g}", file=sys.stderr)
     name = f"stress-{os.getpid()}"
+    options = dict(options)
+    server: Any = Stubs() if options.pop("stubs", False) else Server(dsn)
+    if isinstance(server, Stubs):
+        options["connection_class"] = server.stub.connection
     pool: Any = fastpool.ConnectionPool(
         dsn,
         kwargs={"application_name": name},
@@ -352,7 +393,7 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
         open=True,
         **options,
     )
-    stress = Stress(pool, dsn)
+    stress = Stress(pool, server)
     # A thread that is being started has its parent's ident for a moment: what is thrown into the
     # parent then kills the child before it runs, and start() waits for it for ever.
     start = threading.Thread.start
@@ -363,12 +404,15 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
 
     monkeypatch.setattr(threading.Thread, "start", start_unharmed)
     stress.actors = [Immortal(stress, number) for number in range(THREADS)]
+    gc.collect()
+    gc.freeze()  # so that collecting is quick
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        stress.run(SECONDS / 4)
+        stress.run(SECONDS / 6)
     finally:
         sys.setswitchinterval(switch)
+        gc.unfreeze()
 
     # Nobody died of anything else, nobody hangs, and nobody saw what must not be.
     assert stress.ledger.faults == []
@@ -377,7 +421,8 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
     done: collections.Counter[str] = sum(
         (actor.done for actor in stress.actors), collections.Counter()
     )
-    print(f"{stress.ledger.lendings} lendings; {dict(done)}", file=sys.stderr)
+    kills = stress.ledger.kills.total()
+    print(f"{stress.ledger.lendings} lendings; {kills} interrupts; {dict(done)}", file=sys.stderr)
     assert {action.__name__ for action in ACTIONS} <= done.keys()
 
     # At rest each slot is idle or empty, min_size are there, and the server has the same sessions.
@@ -394,7 +439,7 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
     snapshot = pool.snapshot()
     assert snapshot.waiting == 0
     pids = {slot.backend_pid for slot in snapshot.slots if slot.backend_pid is not None}
-    eventually(lambda: stress.sessions(name) == pids, what="the server's sessions to be the pool's")
+    eventually(lambda: server.sessions(name) == pids, what="the server's sessions to be the pool's")
     for _ in range(2):
         with pool.connection(timeout=5.0) as conn:
             assert conn.execute("select 1").fetchone() == (1,)
@@ -403,5 +448,5 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
     pool.close()
     pool._table.verify()
     assert pool.snapshot().size == 0
-    eventually(lambda: not stress.sessions(name))
-    stress.close()
+    eventually(lambda: not server.sessions(name))
+    server.close()

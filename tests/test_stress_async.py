@@ -1,8 +1,9 @@
 """Random actions of many tasks on one async pool, cancelled at random moments, with a ledger that
 knows who holds which session.
 
-Runs for STRESS_SECONDS (10 unless set). The seed is printed; STRESS_SEED repeats a choice of
-actions, though not what the server's answers come in between of.
+On a server, and on stubs, where nothing is waited for and far more is cancelled. Runs for
+STRESS_SECONDS (10 unless set). The seed is printed; STRESS_SEED repeats a choice of actions, though
+not what the server's answers come in between of.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import psycopg
 import pytest
 from pool_async.stepping import MANNERS, Cancelling
+from stub_server import Session, StubServer
 
 import fastpool
 import fastpool.base
@@ -34,6 +36,8 @@ SEED = int(os.environ.get("STRESS_SEED", str(random.SystemRandom().randrange(2**
 ACTORS = 60
 TIMEOUT = 20.0
 MAX_SIZE = 6
+# How many cancellations the pools on stubs have to cope with, all together.
+CASES = int(110_000 * SECONDS / 60)
 
 # Before Python 3.12 asyncio.wait_for(), in which the driver waits for the server, returns the
 # result and forgets the cancellation when both come at once (python/cpython#86296); and what
@@ -64,6 +68,9 @@ class Ledger:
         finally:
             if self._holders.get(session) == name:
                 del self._holders[session]
+            # A server's client could not tell that from the end of its session.
+            if isinstance(session, Session) and session.was_ended_by_the_client:
+                self.faults.append(f"the pool ended {session} while {name} held it")
 
 
 class Actor:
@@ -118,7 +125,8 @@ class Actor:
                 self.fault(f"{action.__name__} ended by {error!r}")
         elif self.cancellations:
             self.done["swallowed"] += 1
-            if not WAIT_FOR_FORGETS:
+            in_wait_for = not self.stress.is_stub or action in WAIT_FOR
+            if not (WAIT_FOR_FORGETS and in_wait_for):
                 self.fault(f"{action.__name__}: {how} was swallowed")
 
     def cancel_after(self, task: asyncio.Task[None], turns: int, again: bool) -> None:
@@ -253,13 +261,13 @@ class Actor:
     async def break_a_session(self) -> None:
         async with self.pool.connection(timeout=TIMEOUT) as conn:
             with self.stress.ledger.hold(conn, self.name):
-                self.stress.terminate(conn.pgconn.backend_pid)
+                self.stress.server.terminate(conn.pgconn.backend_pid)
                 await conn.execute("select pg_sleep(0.001)")
 
     async def break_any_session(self) -> None:
         pids = [slot.backend_pid for slot in self.pool.snapshot().slots if slot.backend_pid]
         if pids:
-            self.stress.terminate(self.random.choice(pids))
+            self.stress.server.terminate(self.random.choice(pids))
 
     async def resize(self) -> None:
         low = 0 if self.stress.is_null else self.random.randrange(5)
@@ -315,6 +323,9 @@ ACTIONS: dict[Callable[[Actor], Coroutine[Any, Any, None]], int] = {
 }
 
 
+# What waits in asyncio.wait_for() itself.
+WAIT_FOR = {Actor.hurry_by_wait_for, Actor.wait_until_full}
+
 # What leaves a connection to the collector. The pool copes, which would hide what else loses one.
 DROPS = {Actor.drop, Actor.drop_a_lease}
 
@@ -322,32 +333,20 @@ DROPS = {Actor.drop, Actor.drop_a_lease}
 class Stress:
     """The pool, the actors on it, and what they share. *without*: actions not to be taken."""
 
-    def __init__(
-        self, pool: Any, admin: psycopg.AsyncConnection[Any], without: set[Any] | frozenset[Any]
-    ) -> None:
+    def __init__(self, pool: Any, server: Any, without: set[Any] | frozenset[Any]) -> None:
         self.pool = pool
+        self.server = server
         self.is_null = isinstance(pool, fastpool.AsyncNullConnectionPool)
+        self.is_stub = isinstance(server, Stubs)
         self.without = without
         self.ledger = Ledger()
         self.over = False
-        self._admin = admin
-        self._doomed: asyncio.Queue[int | None] = asyncio.Queue()
         self.actors = [Actor(self, number) for number in range(ACTORS)]
 
-    def terminate(self, pid: int) -> None:
-        """End one session on the server's side."""
-        self._doomed.put_nowait(pid)
-
-    async def _execute(self) -> None:
-        while (pid := await self._doomed.get()) is not None:
-            await self._admin.execute("select pg_terminate_backend(%s)", [pid])
-
-    async def sessions(self, name: str) -> set[int]:
-        """The backends of the sessions with that application name."""
-        cursor = await self._admin.execute(
-            "select pid from pg_stat_activity where application_name = %s", [name]
-        )
-        return {pid for (pid,) in await cursor.fetchall()}
+    @property
+    def cancellations(self) -> int:
+        """How many there have been."""
+        return sum(actor.cancelled.total() for actor in self.actors)
 
     def may_break(self, error: BaseException | None) -> bool:
         """Whether this may be what a terminated session looks like to its borrower."""
@@ -363,11 +362,15 @@ class Stress:
         await asyncio.sleep(0.1)
         gc.collect()
 
-    async def run(self, seconds: float) -> None:
-        executioner = asyncio.get_running_loop().create_task(self._execute())
+    async def run(self, seconds: float, cases: int) -> None:
+        """Let the actors act for that long, and until that many cancellations have been."""
         tasks = [asyncio.get_running_loop().create_task(actor.run()) for actor in self.actors]
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.ledger.faults:
+            await self.collect()
+        deadline += MOST * seconds
+        while self.cancellations < cases and not self.ledger.faults:
+            assert time.monotonic() < deadline, f"{self.cancellations} of {cases} cancellations"
             await self.collect()
         self.over = True
         deadline = time.monotonic() + TIMEOUT + 15.0
@@ -379,8 +382,57 @@ class Stress:
             task.cancel()
         for task in done:
             task.result()
+
+
+class Server:
+    """A PostgreSQL, as an administrator sees it. Use it in an `async with` block."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._doomed: asyncio.Queue[int | None] = asyncio.Queue()
+
+    async def __aenter__(self) -> Server:
+        self._admin = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+        self._executioner = asyncio.get_running_loop().create_task(self._execute())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
         self._doomed.put_nowait(None)
-        await executioner
+        await self._executioner
+        await self._admin.close()
+
+    def terminate(self, pid: int) -> None:
+        """End one session on the server's side, soon."""
+        self._doomed.put_nowait(pid)
+
+    async def _execute(self) -> None:
+        while (pid := await self._doomed.get()) is not None:
+            await self._admin.execute("select pg_terminate_backend(%s)", [pid])
+
+    async def sessions(self, name: str) -> set[int]:
+        """The backends of the sessions with that application name."""
+        cursor = await self._admin.execute(
+            "select pid from pg_stat_activity where application_name = %s", [name]
+        )
+        return {pid for (pid,) in await cursor.fetchall()}
+
+
+class Stubs:
+    """The same, where there is no PostgreSQL."""
+
+    def __init__(self) -> None:
+        self.stub = StubServer()
+        self.terminate = self.stub.terminate
+
+    async def __aenter__(self) -> Stubs:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def sessions(self, name: str) -> set[int]:
+        """The backends of all sessions."""
+        return set(self.stub.open)
 
 
 async def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> None:
@@ -424,14 +476,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "close_returns": {"drops": True, "close_returns": True},
     "null": {"null": True},
     "null with callbacks": {"drops": True, "null": True, **CALLBACKS},
+    "stubs": {"stubs": True, "drops": True},
+    "stubs with callbacks": {"stubs": True, "max_connecting": 2, **CALLBACKS},
+    "stubs that return": {"stubs": True, "drops": True, "close_returns": True, "order": "lifo"},
+    "null stubs": {"stubs": True, "null": True},
 }
+STUBS = sum("stubs" in options for options in OPTIONS.values())
+# Half of the time is the stubs'; the server's share it with uvloop and eager tasks.
+SHARE = SECONDS / 2 / (len(OPTIONS) - STUBS + 2)
+STUBS_SHARE = SECONDS / 2 / STUBS
+# How many times its share a pool may take to its number of cancellations.
+MOST = 4
 NULL = fastpool.AsyncNullConnectionPool
 
 
 async def stress_a_pool(
-    dsn: str, seconds: float, null: bool = False, drops: bool = False, **options: Any
+    dsn: str, null: bool = False, drops: bool = False, stubs: bool = False, **options: Any
 ) -> Stress:
     """Let the actors loose on a pool, then count its slots."""
+    server: Any = Stubs() if stubs else Server(dsn)
+    if stubs:
+        options["connection_class"] = server.stub.async_connection
     name = f"stress-async-{os.getpid()}"
     pool: Any = (NULL if null else fastpool.AsyncConnectionPool)(
         dsn,
@@ -445,9 +510,9 @@ async def stress_a_pool(
         **options,
     )
     await pool.open()
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as admin:
-        stress = Stress(pool, admin, without=frozenset() if drops else DROPS)
-        await stress.run(seconds)
+    async with server:
+        stress = Stress(pool, server, without=frozenset() if drops else DROPS)
+        await stress.run(STUBS_SHARE if stubs else SHARE, CASES // STUBS if stubs else 0)
         assert stress.ledger.faults == []
         await count_slots(stress, name)
     await eventually(lambda: len(asyncio.all_tasks()) == 1, what=f"{asyncio.all_tasks()} one")
@@ -476,7 +541,7 @@ async def count_slots(stress: Stress, name: str) -> None:
     async def agrees() -> bool:
         gc.collect()
         pids = {slot.backend_pid for slot in pool.snapshot().slots if slot.backend_pid is not None}
-        return await stress.sessions(name) == pids
+        return await stress.server.sessions(name) == pids
 
     await eventually(agrees, what="the server's sessions to be the pool's")
     conns = [await pool.getconn(timeout=5.0) for _ in range(5)]
@@ -494,7 +559,7 @@ async def count_slots(stress: Stress, name: str) -> None:
     assert pool.snapshot().size == 0
 
     async def gone() -> bool:
-        return not await stress.sessions(name)
+        return not await stress.server.sessions(name)
 
     await eventually(gone, what="no session left")
 
@@ -546,9 +611,7 @@ def test_random_cancellation_loses_no_slot_and_lends_no_session_twice(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            stress = loop.run_until_complete(
-                stress_a_pool(dsn, SECONDS / (len(OPTIONS) + 2), **OPTIONS[options])
-            )
+            stress = loop.run_until_complete(stress_a_pool(dsn, **OPTIONS[options]))
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()

@@ -1106,7 +1106,7 @@ class Protocol:
         """Return the one that has the connection that *me*, the watchman, takes out."""
         for number, fields in enumerate(world.threads):
             lending = fields[ROLE], fields[SLOT], fields[GENERATION]
-            if lending == (BORROWER, me.slot, me.generation):
+            if lending == (BORROWER, me.slot, me.generation) and fields[FATE] != OLD:
                 return world.thread(number)
         return None
 
