@@ -79,6 +79,7 @@ cdef struct Detail:
     PyObject *entry         # borrowed: the connection's Entry, NULL when there is no connection
     bint growth             # the connect in flight counts in SlotTable.growing
     PyObject *debt          # borrowed: the Debt for what the slot is owed, NULL when nothing
+    bint orphan             # nobody goes on with what the slot is owed: see SlotTable.orphans()
 
 cdef struct Chunk:
     fp_atomic free          # the free bitmap's word: bit set = AVAILABLE
@@ -207,6 +208,7 @@ cdef class SlotTable:
     cdef detach(self, Entry entry, bint late)
     cdef Debt new_debt(self, int index)
     cdef bint forget_debt(self, Debt debt)
+    cdef int disown(self, int index) except -1
     cdef bint has_room(self) noexcept nogil
     cdef int enter_locked(self, bint growth) noexcept nogil
     cdef void leave_locked(self, int index) noexcept nogil

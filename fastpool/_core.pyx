@@ -122,6 +122,10 @@ LIMIT = MAX_SLOTS
 cdef enum:
     CLOSED_BIAS = 1 << 30
 
+# How often on_owed is told of one slot, when that is interrupted.
+cdef enum:
+    TELLINGS = 8
+
 cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
 cdef extern from *:
@@ -197,8 +201,8 @@ cdef class Debt:
         cdef SlotTable table
         if self.table_ref is not None:
             table = self.table_ref()
-            if table is not None and table.forget_debt(self) and table.on_owed is not None:
-                table.on_owed(self.index)
+            if table is not None and table.forget_debt(self):
+                table.disown(self.index)
 
     def __index__(self):
         return self.index
@@ -704,7 +708,8 @@ cdef class SlotTable:
             self.put_state(entry.index, CLOSING)
 
     def lost(self, Entry entry not None):
-        """The connection was collected while lent: its slot is CLOSING, and on_lost is told.
+        """The connection was collected while lent: its slot is CLOSING, and nobody's. on_lost is
+        told.
 
         Called by the entry's end, at any moment and in any thread; on_lost must cope with that.
         """
@@ -723,6 +728,7 @@ cdef class SlotTable:
         held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
         owner = fp_peek(&slot.owner)
         self.detach(entry, False)
+        self.disown(entry.index)
         if self.on_lost is not None:
             # A borrower that closed it on purpose knows what it does.
             closed = getattr(entry.pgconn, "status", 0) != 0
@@ -733,6 +739,7 @@ cdef class SlotTable:
         debt.table_ref = self.me
         debt.index = index
         self.chunk(index).details[index & 63].debt = <PyObject *>debt
+        self.chunk(index).details[index & 63].orphan = False
         return debt
 
     cdef bint forget_debt(self, Debt debt):
@@ -746,6 +753,39 @@ cdef class SlotTable:
             if unpaid:
                 detail.debt = NULL
         return unpaid
+
+    cdef int disown(self, int index) except -1:
+        """Whoever had to go on with the slot has gone: remember that, and tell on_owed.
+
+        The telling is Python, in a finalizer, where an interrupt is lost with whatever it ends. So
+        it is repeated then; and should that end so too, the next telling makes up for it.
+        """
+        cdef int attempt
+        with self.mutex:
+            self.chunk(index).details[index & 63].orphan = True
+        if self.on_owed is None:
+            return 0
+        for attempt in range(TELLINGS):
+            try:
+                self.on_owed(index)
+                return 0
+            except BaseException:
+                if attempt == TELLINGS - 1:
+                    raise
+        return 0
+
+    def orphans(self):
+        """The debts of the slots with which nobody goes on any more, as a list, for the caller."""
+        cdef int index
+        cdef bint orphan
+        debts = []
+        for index in range(self.capacity()):
+            with self.mutex:
+                orphan = self.chunk(index).details[index & 63].orphan
+                self.chunk(index).details[index & 63].orphan = False
+            if orphan:
+                debts.append(self.new_debt(index))
+        return debts
 
     def owe(self, int index):
         """The debt of a slot that is CLOSING or CONNECTING, for who goes on with it."""
@@ -766,6 +806,7 @@ cdef class SlotTable:
             if fp_load(&self.is_closed) or not self.is_kept():
                 replace = False
             if replace:
+                self.chunk(index).details[index & 63].orphan = False
                 self.put_state(index, CONNECTING)
             else:
                 self.leave_locked(index)
@@ -778,6 +819,7 @@ cdef class SlotTable:
             detail.growth = False
             self.growing -= 1
         detail.debt = NULL
+        detail.orphan = False
         self.put_state(index, EMPTY)
         self.size -= 1
         fp_store(&self.is_surplus, self.max_size != 0 and self.size > self.max_size)

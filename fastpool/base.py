@@ -15,7 +15,6 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -225,7 +224,6 @@ class BasePool(FastPath):
         """Have the state of a pool that is not open yet, but for the slot table and chores."""
         self._lends = False
         self._opening = Gauge()
-        self._lost: deque[int] = deque()
         self._popped: dict[str, int] = {}
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
@@ -426,7 +424,6 @@ class BasePool(FastPath):
             # The program's end collects what is lent then, which is nobody's mistake.
             if pool is not None and not is_finalizing():
                 pool._table.count(COUNT_LOST)
-                pool._go_on_with(index)
                 if not closed:
                     pool._warn_of_lost(backend_pid, owner, held_ns)
 
@@ -441,13 +438,9 @@ class BasePool(FastPath):
             pool = this()
             # Before it is opened a pool owes without a debt: open() goes through all slots.
             if pool is not None and pool._opened and not is_finalizing():
-                pool._go_on_with(index)
+                pool._later(0.0, pool._replace_lost)
 
         return on_owed
-
-    def _go_on_with(self, index: int) -> None:
-        self._lost.append(index)
-        self._later(0.0, self._replace_lost)
 
     def _warn_of_lost(self, backend_pid: int, owner: int, held_ns: int) -> None:
         names, kind = self._owner_names(), self._OWNERS_ARE
@@ -461,8 +454,7 @@ class BasePool(FastPath):
         )
 
     def _replace_lost(self) -> None:
-        while self._lost:
-            debt = self._table.owe(self._lost.popleft())
+        for debt in self._table.orphans():
             closing = self._table.state_name(debt.index) == "closing"
             if not closing or self._table.recycle(debt, True):
                 self._connector.start(debt)
@@ -486,6 +478,7 @@ class BasePool(FastPath):
         if not self._closed:
             self._submit(self._shrink_job)
             self._plan_shrink()
+            self._replace_lost()  # of which nothing was told, for interrupts
 
     def _shrink_job(self) -> Coroutine[Any, Any, None]:
         raise NotImplementedError

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from typing import Any
 
 import psycopg
@@ -29,8 +30,8 @@ class Session:
         self.transaction_status = TransactionStatus.IDLE
         self.status = ConnStatus.OK
         self.is_doomed = False
-        self._server = server
-        server.open[self.backend_pid] = self
+        # Weak, for one that is freed has ended, and no finalizer that may be interrupted says so.
+        server.all[self.backend_pid] = weakref.ref(self)
 
     @property
     def was_ended_by_the_client(self) -> bool:
@@ -40,13 +41,11 @@ class Session:
     def terminate(self) -> None:
         """End it on the server's side: the client notices when it asks next."""
         self.is_doomed = True
-        self._server.open.pop(self.backend_pid, None)
 
     def finish(self) -> None:
         """End it on the client's side."""
         self.status = ConnStatus.BAD
         self.transaction_status = TransactionStatus.UNKNOWN
-        self._server.open.pop(self.backend_pid, None)
 
     def ask(self) -> None:
         """Make a round trip. Raises OperationalError when the session has ended."""
@@ -112,10 +111,6 @@ class StubConnection(psycopg.Connection[Any]):
         """Set it."""
         self._autocommit = value
 
-    def __del__(self) -> None:
-        super().__del__()
-        self.pgconn.finish()  # as libpq's does when it is freed
-
     def __repr__(self) -> str:
         return object.__repr__(self)
 
@@ -163,25 +158,31 @@ class AsyncStubConnection(psycopg.AsyncConnection[Any]):
         await asyncio.sleep(0)
         await super().close()
 
-    def __del__(self) -> None:
-        super().__del__()
-        self.pgconn.finish()  # as libpq's does when it is freed
-
     def __repr__(self) -> str:
         return object.__repr__(self)
 
 
 class StubServer:
-    """The sessions that are open, by their backends, and classes that connect here."""
+    """All sessions, by their backends, and classes that connect here."""
 
     def __init__(self) -> None:
         self.pids = itertools.count(1)
-        self.open: dict[int, Session] = {}
+        self.all: dict[int, weakref.ref[Session]] = {}
         self.connection: Any = type("Stub", (StubConnection,), {"server": self})
         self.async_connection: Any = type("AsyncStub", (AsyncStubConnection,), {"server": self})
 
     def terminate(self, pid: int) -> None:
         """End a session on the server's side."""
-        session = self.open.get(pid)
+        ref = self.all.get(pid)
+        session = ref() if ref is not None else None
         if session is not None:
             session.terminate()
+
+    def sessions(self) -> set[int]:
+        """The backends of those that are open."""
+        found = [(pid, ref()) for pid, ref in list(self.all.items())]
+        return {
+            pid
+            for pid, session in found
+            if session is not None and not session.is_doomed and session.status == ConnStatus.OK
+        }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -270,3 +271,13 @@ def test_the_readme_names_only_files_that_exist() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (ROOT / link).exists(), f"{document.name} links to {link}"
+
+
+def test_each_mutant_fits_the_sources_in_one_place() -> None:
+    """`make mutants` is for now and then: a change that moves what it breaks is told of here."""
+    found = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
+    assert len(found) > 6
+    counts = {mutant.name: (ROOT / mutant.file).read_text().count(mutant.old) for mutant in found}
+    assert counts == dict.fromkeys(counts, 1)
+    names = {test for mutant in found for test in mutant.tests}
+    assert {name for name in names if not (ROOT / name).exists()} == set()

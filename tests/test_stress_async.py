@@ -432,7 +432,7 @@ class Stubs:
 
     async def sessions(self, name: str) -> set[int]:
         """The backends of all sessions."""
-        return set(self.stub.open)
+        return self.stub.sessions()
 
 
 async def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> None:

@@ -970,8 +970,10 @@ def test_an_interrupt_at_any_line_of_a_block_loses_nothing(
 
 
 def test_an_interrupt_at_any_line_of_a_close_leaves_nothing_that_a_second_close_does_not_end(
-    make_pool: Callable[..., ConnectionPool[Any]],
+    make_pool: Callable[..., ConnectionPool[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where it ends a generator it is told of, and goes no further.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     lines = 0
     while True:
         made: weakref.WeakSet[StubConnection] = weakref.WeakSet()
@@ -1000,6 +1002,44 @@ def test_an_interrupt_at_any_line_of_a_close_leaves_nothing_that_a_second_close_
             break
         lines += 1
     assert lines >= 15
+
+
+@pytest.mark.parametrize("interrupts", [0, 1, 100])
+def test_an_interrupt_in_the_finalizer_that_tells_of_a_loss_loses_no_slot(
+    interrupts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is collected; its finalizer tells the pool; an interrupt arrives there, and
+    ends in the finalizer, so nobody knows of it. The table remembers the slot until somebody has
+    taken it over, and again when whoever did so is interrupted in his turn."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    told: list[int] = []
+
+    def on_owed(index: int) -> None:
+        told.append(index)
+        if len(told) <= interrupts:
+            raise Interrupt
+
+    table = SlotTable(2, 2, on_owed=on_owed)
+    for index in table.owed():
+        table.install(index, Stub(int(index)), None, 1, FAR)
+    conn = table.checkout()
+    assert conn is not None
+    lost = conn.name
+    del conn
+    gc.collect()
+    assert told == [lost] * {0: 1, 1: 2, 100: 8}[interrupts]
+    told.clear()
+    debts = table.orphans()
+    assert debts == [lost]
+    assert table.orphans() == []
+    del debts
+    assert told
+    (debt,) = table.orphans()
+    assert table.recycle(debt, False) is False
+    del debt
+    assert table.orphans() == []
+    assert table.counts() == (1, 1, 0)
+    table.verify()
 
 
 @pytest.mark.parametrize("options", [{}, {"max_waiting": 9}, {"check": bool}], ids=str)

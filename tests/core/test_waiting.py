@@ -12,7 +12,7 @@ import threading
 import pytest
 from core.stubs import FAR, CheckedTable, WokenWaiter, full
 
-from fastpool._core import Waiter, monotonic_ns
+from fastpool._core import RETURN_NOT_LENT, RETURN_TAKEN, Waiter, monotonic_ns
 
 PATIENT, OVERDUE = FAR, 0
 both = pytest.mark.parametrize("tau_ns", [PATIENT, OVERDUE], ids=["patient", "overdue"])
@@ -567,3 +567,18 @@ def test_a_threads_watcher_sleeps_until_its_time_is_over_at_most() -> None:
     table.raw.park_until(watcher, 5.0)
     assert watcher.is_settled
     assert table.unwatch(watcher) is True
+
+
+@pytest.mark.parametrize("generation", [-1, 2])
+def test_a_slot_that_was_granted_is_not_returned_before_its_waiter_has_come(
+    generation: int,
+) -> None:
+    # By who had it before, with the connection in hand.
+    table = full(1, tau_ns=OVERDUE)
+    conn = table.lend()
+    waiter = table.queue()
+    table.give_back(conn)
+    assert table.generation(conn._slot) == 2  # lent once more
+    assert table.begin_return(conn, generation) == RETURN_NOT_LENT
+    assert table.resume(waiter.raw) is conn
+    assert table.begin_return(conn, generation) == RETURN_TAKEN
