@@ -164,8 +164,8 @@ wheel: $(VENV)/.wheel ## compile the package and put the wheel into dist/
 	@mkdir -p dist && cp $(VENV)/wheel/*.whl dist/ && ls dist/*.whl
 
 .PHONY: sdist
-sdist: $(VENV)/.has-test ## put the source distribution into dist/
-	@$(BIN)/pyproject-build --sdist --no-isolation --outdir dist .
+sdist: $(VENV)/.has-tools ## put the source distribution into dist/
+	@$(BIN)/python -m build --sdist --outdir dist .
 
 .PHONY: wheel-check
 wheel-check: $(VENV)/.has-tools ## what a stranger does: sdist, wheel, bare environment, self-test, demo

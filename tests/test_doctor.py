@@ -339,6 +339,15 @@ def test_a_server_that_stops_answering_is_given_up(
     assert "no answer" in report["sections"]["server"]["connection"]["value"]
 
 
+def test_a_server_that_refuses_the_questions_says_why(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    monkeypatch.setattr(doctor_server, "_QUESTION", "SELECT 1/0")
+    code, report = doctor("--dsn", dsn)
+    assert code == 3
+    assert "division by zero" in report["sections"]["server"]["connection"]["value"]
+
+
 # ---- how it reads
 
 

@@ -6,10 +6,8 @@ the server, and to let a password into what it says.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from fastpool.guard import Guard
 from fastpool.redaction import Redactor
 
 from .finding import ERROR, NOTE, WARNING, Finding
@@ -74,16 +73,7 @@ def look(dsn: str, size: int | None) -> Iterator[Finding]:
     """
     try:
         with psycopg.connect(dsn, autocommit=True, **_options(dsn)) as conn:
-            with _deadline(conn) as is_late:
-                try:
-                    facts = _ask(conn)
-                except psycopg.Error:
-                    if is_late():
-                        raise Unreachable(
-                            f"connected to {_address(conn)}, but there was no answer within"
-                            f" {ANSWER_TIMEOUT:.0f} s"
-                        ) from None
-                    raise
+            facts = _ask_in_time(conn)
             yield from _judge(conn, facts, size)
     except psycopg.Error as error:
         raise Unreachable(_without_passwords(str(error).strip(), dsn)) from None
@@ -101,26 +91,18 @@ def _options(dsn: str) -> dict[str, Any]:
     return options
 
 
-@contextlib.contextmanager
-def _deadline(conn: psycopg.Connection[Any]) -> Iterator[Any]:
-    """Cut *conn* off when the block takes too long; yields a function that tells whether it did."""
-    late = threading.Event()
-
-    def cut() -> None:
-        late.set()
-        with contextlib.suppress(OSError, psycopg.Error):
-            # The number is libpq's to close. Not a duplicate: a socket of Windows has none.
-            sock = socket.socket(fileno=conn.fileno())
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            finally:
-                sock.detach()
-
-    timer = threading.Timer(ANSWER_TIMEOUT, cut)
+def _ask_in_time(conn: psycopg.Connection[Any]) -> _Facts:
+    guard = Guard(conn, 0, lambda who: None)
+    timer = threading.Timer(ANSWER_TIMEOUT, guard.alarm)
     timer.daemon = True
     timer.start()
     try:
-        yield late.is_set
+        return _ask(conn)
+    except psycopg.Error:
+        if not guard.end():  # an error of the server's own
+            raise
+        where, limit = _address(conn), f"{ANSWER_TIMEOUT:.0f} s"
+        raise Unreachable(f"connected to {where}, but there was no answer in {limit}") from None
     finally:
         timer.cancel()
 
