@@ -24,7 +24,8 @@ cdef extern from "_atomic.h" nogil:
 
 cdef enum:
     CHUNK = 64              # slots in a chunk: one word of the free bitmap
-    HINTS = 64
+    HINTS = 16
+    FEW = 4                 # chunks for which no directory is allocated
     MAX_CHUNKS = 256
     MAX_SLOTS = 16384       # CHUNK * MAX_CHUNKS
 
@@ -171,7 +172,9 @@ cdef class SlotTable:
     cdef fp_atomic is_closed
     cdef fp_atomic is_surplus       # size > max_size after a resize down
     cdef fp_atomic idle_low         # fewest that stood available since the last shrink
-    cdef Chunk *chunks[MAX_CHUNKS]
+    cdef Chunk **chunks             # the directory: few, or many once there are more than FEW
+    cdef Chunk *few[FEW]
+    cdef Chunk **many
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
     cdef bint lifo
@@ -183,6 +186,7 @@ cdef class SlotTable:
     # memory and states
     cdef bint is_ours(self) noexcept nogil
     cdef bint make_room(self, int slots) noexcept nogil
+    cdef bint make_directory(self) noexcept nogil
     cdef Chunk *chunk(self, int index) noexcept nogil
     cdef Slot *slot(self, int index) noexcept nogil
     cdef int state(self, int index) noexcept nogil

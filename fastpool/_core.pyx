@@ -328,6 +328,7 @@ cdef class SlotTable:
         self.on_owed = on_owed
         self.pid = fp_pid()
         self.me = PyWeakref_NewRef(self, None)
+        self.chunks = self.few
         if max_size > MAX_SLOTS:
             raise ValueError(f"a pool holds at most {MAX_SLOTS} connections, not {max_size}")
         if min_size < 0 or max_size and max_size < min_size:
@@ -349,6 +350,7 @@ cdef class SlotTable:
             slot.conn = NULL
         for i in range(n):
             PyMem_RawFree(self.chunks[i].memory)
+        PyMem_RawFree(self.many)
         drop_queue(self.first)
         drop_queue(self.first_watcher)
 
@@ -402,7 +404,7 @@ cdef class SlotTable:
         cdef void *memory
         cdef Chunk *chunk
         while n * CHUNK < slots:
-            if n == MAX_CHUNKS:
+            if n == MAX_CHUNKS or n == FEW and not self.make_directory():
                 return False
             memory = PyMem_RawCalloc(1, sizeof(Chunk) + 64)
             if memory == NULL:
@@ -412,6 +414,19 @@ cdef class SlotTable:
             self.chunks[n] = chunk
             n += 1
             fp_store(&self.n_chunks, n)     # release: a reader that sees n sees the chunk
+        return True
+
+    cdef bint make_directory(self) noexcept nogil:
+        """Let there be more chunks than a few. Those who read the old directory may go on."""
+        cdef int c
+        if self.many != NULL:           # made before, when there was no memory for the chunk
+            return True
+        self.many = <Chunk **>PyMem_RawCalloc(MAX_CHUNKS, sizeof(Chunk *))
+        if self.many == NULL:
+            return False
+        for c in range(FEW):
+            self.many[c] = self.few[c]
+        self.chunks = self.many         # before n_chunks says that there are more
         return True
 
     cdef Chunk *chunk(self, int index) noexcept nogil:
