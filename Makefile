@@ -15,6 +15,8 @@ MUTANTS =
 BASE = origin/main
 PAIRS = 3
 RESULTS = $(VENV)/bench.json
+# In bench/results: readme, or free-threaded with such a PYTHON.
+FIGURES = readme
 PAGE = $(VENV)/report.html
 SITE = $(VENV)/docs
 REPOSITORY ?= origin
@@ -134,10 +136,11 @@ bench-quick: $(VENV)/.has-peers ## the same in under a minute, with less certain
 	@$(REPORT) $(VENV)/bench-quick.json --markdown -o $(VENV)/bench-quick.html && echo "$(VENV)/bench-quick.html"
 
 .PHONY: bench-readme
-bench-readme: $(VENV)/.has-peers ## measure, and write the figures into README.md
+bench-readme: $(VENV)/.has-peers ## measure, and write the figures into README.md and docs/performance.md
 	@mkdir -p bench/results
-	@$(MEASURE)=bench/results/readme.json
+	@$(MEASURE)=bench/results/$(FIGURES).json
 	@$(REPORT) bench/results/readme.json --readme README.md
+	@$(REPORT) bench/results/readme.json $(filter-out bench/results/readme.json,$(wildcard bench/results/*.json)) --aims docs/performance.md
 
 .PHONY: bench-compare
 bench-compare: ## measure the commit BASE and this tree PAIRS times in turns, and compare them

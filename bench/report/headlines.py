@@ -153,15 +153,15 @@ def about(run: Run) -> str:
     return f"{cores}; {run.title}, {servers}; {versions}; {facts['date'][:10]}{command}."
 
 
-def with_figures(document: str, figures: str) -> str:
-    """Return *document* with *figures* between its two markers.
+def with_figures(document: str, figures: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """Return *document* with *figures* between its two *markers*.
 
     Raises ValueError when it lacks them.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = document.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not (begin and end):
-        raise ValueError(f"lacks the markers {BEGIN.strip()} and {END.strip()}")
+        raise ValueError(f"lacks the markers {markers[0].strip()} and {markers[1].strip()}")
     return before + begin + figures + end + after
 
 

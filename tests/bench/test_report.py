@@ -18,6 +18,8 @@ Data = dict[str, Any]
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- figures: written by make bench-readme -->\n", "<!-- end of figures -->\n"
+AIMS_BEGIN = "<!-- aims: written by make bench-readme -->\n"
+AIMS_END = "<!-- end of aims -->\n"
 
 
 class Page(HTMLParser):
@@ -335,3 +337,45 @@ def test_help_states_the_exit_status(bench: Command) -> None:
     done = bench("report", "--help")
     assert done.returncode == 0
     assert "exit status: 0 done; 1 --check" in done.stdout
+
+
+def test_the_aims_are_written_into_their_document_with_those_that_are_missed(
+    make_run: MakeRun, bench: Command, tmp_path: Path
+) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{AIMS_BEGIN}old\n{AIMS_END}after\n", encoding="utf-8")
+    free = make_run("free.json", with_facts(python="3.13.0", gil=False))
+    arguments = (make_run(), free, "--aims", document)
+    assert bench("report", *arguments).returncode == 0
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{AIMS_BEGIN}| workload |")
+    assert text.endswith(f"{AIMS_END}after\n")
+    assert "old" not in text
+    assert "Python 3.13.0, free-threaded" in text
+
+    def row(workload: str) -> str:
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {workload} |")]
+        return line
+
+    # In the made-up runs fastpool is 12 times faster than psycopg_pool, and HikariCP faster still.
+    missed = f"| at least 18.0 {TIMES} | 12.0 {TIMES}: missed |"
+    assert row("getconn() + putconn(), one thread").endswith(missed)
+    assert row("with connection(), one thread").endswith(f"| 12.0 {TIMES} |")
+    assert row("the same against HikariCP").endswith(f"0.700 {TIMES}: missed |")
+    free_threaded = row("getconn() + putconn(), one thread, no GIL")
+    assert free_threaded.endswith(f"| 12.0 {TIMES}: missed |")
+    assert bench("report", *arguments, "--check").returncode == 0
+    document.write_text(text.replace("12.0", "99.0"), encoding="utf-8")
+    assert bench("report", *arguments, "--check").returncode == 1
+
+
+def test_an_aim_that_was_not_measured_stays_in_the_table(
+    make_run: MakeRun, bench: Command, tmp_path: Path
+) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text(f"{AIMS_BEGIN}{AIMS_END}", encoding="utf-8")
+    assert bench("report", make_run("run.json", only("spike")), "--aims", document).returncode == 0
+    lines = document.read_text(encoding="utf-8").splitlines()
+    aims = [line for line in lines if line.startswith("|")][2:]
+    assert len(aims) > 15
+    assert all(line.endswith("| \N{EN DASH} |") for line in aims)
