@@ -179,11 +179,6 @@ cdef class Entry:
                 and (table.state(self.index) != IN_USE or table.slot(self.index).conn != NULL))
 
     @property
-    def is_inherited(self):
-        """Whether the connection is that of a process that this one was forked from."""
-        return fp_load(&self.fate) == INHERITED
-
-    @property
     def connection_face(self):
         """The object that is lent in the connection's place, None when that is itself."""
         return self.face

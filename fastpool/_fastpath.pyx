@@ -343,12 +343,14 @@ cdef inline bint keep(FastPath pool, Entry entry, conn) except -1:
     """Take back a connection whose entry is known."""
     cdef int64_t now = fp_now_coarse()
     check_loop_of(pool, entry)
-    if entry.leased or not is_fit(pool, entry, now):
+    if entry.leased:
         return False
-    if pool._table.begin_return_c(entry, -1) != TAKEN:
-        return False
-    put_back(pool, entry, conn, now)
-    return True
+    if is_fit(pool, entry, now) and pool._table.begin_return_c(entry, -1) == TAKEN:
+        put_back(pool, entry, conn, now)
+        return True
+    # Of a forked child's parent: there is nothing to do, here nor, at the interpreter's end, in
+    # modules that may be gone.
+    return fp_load(&entry.fate) == INHERITED and conn._pool is pool
 
 
 cdef inline uint64_t borrower(FastPath pool) except? 0:
@@ -1037,6 +1039,11 @@ cdef class Block:
     cdef uint64_t word(self) except? 0:
         return fp_load(&self.pool._table.slot(self.entry.index).word)
 
+    cdef bint is_parents(self) except -1:
+        """Whether this is a forked child of the process that entered the block. There is nothing
+        that could be rolled back."""
+        return self.entry is not None and fp_load(&self.entry.fate) == INHERITED
+
     cdef bint is_over(self) except -1:
         """Whether the lending has ended before the block has, other than by the borrower's closing
         a connection that is of no more use: the return after that is accepted quietly."""
@@ -1074,6 +1081,8 @@ cdef class ConnectionBlock(Block):
             return None
         try:
             if exc_type is None and is_plain(conn) and leaves_nothing(self.pool, conn):
+                return None
+            if exc_type is not None and self.is_parents():
                 return None
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
@@ -1131,6 +1140,8 @@ cdef class AsyncConnectionBlock(Block):
             return None
         try:
             if exc_type is None and is_plain_async(conn) and leaves_nothing(self.pool, conn):
+                return None
+            if exc_type is not None and self.is_parents():
                 return None
             return await type(conn).__aexit__(conn, exc_type, exc, traceback)
         finally:

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from types import MethodType
@@ -118,7 +119,7 @@ class Housekeeper:
         return not (
             notices.any_watched()
             or any(not timer.is_idle for _, _, timer in self._due.copy())
-            or any(not timer.is_idle for timer in self._inbox.copy())
+            or any(not timer.is_idle for timer in _copy(self._inbox))
         )
 
     # --- the thread -------------------------------------------------------------------------
@@ -175,6 +176,13 @@ class Housekeeper:
             return sentry.wait(0.0 if is_due else max(0.0, self._until - now))
         finally:
             self._asleep.leave()
+
+
+def _copy(timers: deque[Timer]) -> list[Timer]:
+    """Copy what others add to meanwhile: without a GIL that may strike the iteration."""
+    while True:
+        with suppress(RuntimeError):
+            return list(timers)
 
 
 def _ask(method: Callable[[], object]) -> bool:

@@ -258,15 +258,13 @@ async def accept(pool: BasePool, conn: Any) -> None:
 
 
 def _begin_return(pool: BasePool, conn: Any) -> bool:
-    """Claim the return. False: it was reclaimed before, and this is its late return; or this
-    process was forked since the lending."""
+    """Claim the return. False: it was reclaimed before, and this is its late return."""
     entry = getattr(conn, "_slot", None)
     if entry is not None and entry.leased:
         refuse(pool, conn)  # lent by connect(): only the lease may give it back
     outcome = pool._table.begin_return(conn)
     if outcome != RETURN_TAKEN and outcome != RETURN_LATE:
-        if not (entry is not None and entry.is_inherited and conn._pool is pool):
-            refuse(pool, conn)
+        refuse(pool, conn)
     return bool(outcome == RETURN_TAKEN)
 
 
