@@ -466,6 +466,9 @@ class BasePool(FastPath):
     def _retry_connect(self) -> None:
         self._connector.retry()
 
+    def _resume_connects(self) -> None:
+        self._connector.resume()
+
     def _revive(self) -> None:
         if not self._closed:
             self._connector.fill()
@@ -507,6 +510,14 @@ class BasePool(FastPath):
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call the user's function or the driver's."""
+        raise NotImplementedError
+
+    async def _dial(self, connect: Callable[[], Any], seconds: float) -> Any:
+        """Connect; raise LeftBehind when that takes more than *seconds*. See the module dialing."""
+        raise NotImplementedError
+
+    def _replace_worker(self, who: int) -> None:
+        """Let another worker have the place of *who*, whose chore does not end."""
         raise NotImplementedError
 
     def _guard(self, conn: Any, seconds: float) -> Guard:

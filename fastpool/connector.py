@@ -2,6 +2,7 @@
 
 Owns: which of the slots that are CONNECTING is attempted when. While the server can't be reached
 one slot probes it, with backoff; the others are owed, and all start at the probe's first success.
+An attempt without an answer is left to itself after a second, and its slot goes on without it.
 Refuses: to decide how many there should be. That is the slot table's.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.errors import OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import guard, leases, roles
+from . import dialing, guard, leases, roles
 from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
@@ -36,8 +37,41 @@ if TYPE_CHECKING:
 REVIVAL_PERIOD = 30.0
 # What the server's C library takes for a number.
 _LIBPQ_INT = 2.0**31
+# An attempt that takes longer (s) is left to itself: another one begins beside it, and whichever
+# gets through first has the slot. A packet that a network drops is sent again after 1, 3, 7, 15 s:
+# after a long outage the attempts that wait for that are the last to hear of its end.
+PATIENCE = 1.0
+# The driver's connect_timeout (s) for attempts while there is no answer, unless the user set one;
+# and how many may go on at most after they were left.
+PROBE_TIMEOUT = 10.0
+MOST_LATE = 16
 # How long after a connect that was interrupted (seconds) the pool makes up for it.
 INTERRUPTED_DELAY = 1.0
+
+
+class _Flight:
+    """One attempt under way, and the slot that it is for, until somebody takes that."""
+
+    def __init__(self, connector: Connector, debt: Debt, who: int) -> None:
+        self._connector = connector
+        self._who = who
+        self._taken = Gauge()
+        self.debt = debt
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the slot is somebody else's by now."""
+        return bool(self._taken.inside)
+
+    def take(self) -> Debt | None:
+        """Take the slot. For one caller only: its own attempt, or who goes on without that."""
+        return self.debt if self._taken.enter() else None
+
+    def be_overdue(self) -> None:
+        """Its time is up."""
+        debt = self.take()
+        if debt is not None:
+            self._connector.be_overdue(debt, self._who)
 
 
 class Connector:
@@ -51,6 +85,13 @@ class Connector:
         self._backoff: AttemptWithBackoff | None = None
         self._probe: Debt | None = None
         self._revival: Timer | None = None
+        # The attempts under way, and when the last two began. A dictionary: it keeps the order,
+        # and each of its operations is one step.
+        self._flights: dict[_Flight, None] = {}
+        self._started = (0.0, 0.0)
+        self._not_before = 0.0
+        # Whether an attempt has had no answer since the last success.
+        self._silent = False
 
     @property
     def _pool(self) -> BasePool:
@@ -87,10 +128,20 @@ class Connector:
         """Have a slot that is CONNECTING connected, or keep it owed while the server is down."""
         if self._pool_ref() is None:
             return
+        wait = self._not_before - now()
         if self._probing.inside:
             self._owe(debt)
+        elif wait > 0.0:
+            self._owed.append(debt)
+            self._pool._later(wait, self._pool._resume_connects)
+            self._close_if_closed()
         else:
             self._submit(debt)
+
+    def resume(self) -> None:
+        """The time after giving up has passed: start what was owed since."""
+        if not self._probing.inside:
+            self._release_owed()
 
     def _owe(self, debt: Debt) -> None:
         """Keep a slot until the probe has succeeded, or the pool is closed."""
@@ -122,38 +173,136 @@ class Connector:
         if pool._closed:
             pool._table.vacate(debt)
             return
+        if not self._may_fly(debt):
+            return
+        flight = _Flight(self, debt, pool._owner())
+        self._flights[flight] = None
+        self._started = (self._started[1], now())
+        timer = pool._later(PATIENCE, flight.be_overdue)
+        mine: Debt | None = None
         try:
-            conn = await pool._call(pool._connect)
-            await self._install(debt, conn)
+            conn = await pool._call(pool._connect, *self._limit())
+            timer.cancel()
+            # One that comes late has lost its own slot, and finds another, or is too many.
+            mine = flight.take() or self._take_any()
+            if mine is None:
+                await pool._call(conn.close)
+                return
+            await self._install(mine, conn)
         except Exception as error:
             _forget_frames(error)
-            await self._failed(debt, error)
+            timer.cancel()
+            await self._failed(mine or flight.take(), error)
         except BaseException:
             # Cancelled, by a loop that is about to end, most likely: go on if it does not.
-            pool._table.vacate_unpaid(debt)
-            if debt == self._probe:
-                self._end_probe()
-            pool._later(INTERRUPTED_DELAY, pool._revive)
+            timer.cancel()
+            mine = mine or flight.take()
+            if mine is not None:
+                pool._table.vacate_unpaid(mine)
+                if mine == self._probe:
+                    self._end_probe()
+                pool._later(INTERRUPTED_DELAY, pool._revive)
             raise
         else:
-            self._succeeded(debt)
+            self._succeeded(mine)
             self.grow()
             if not pool._table.keeps_returned:
                 await close_idle(pool)
+        finally:
+            self._flights.pop(flight, None)
+
+    def _may_fly(self, debt: Debt) -> bool:
+        """Whether an attempt may start now; if not, it is seen to that one will."""
+        if debt != self._probe:
+            if self._probing.inside:
+                self._owe(debt)
+                return False
+            return True
+        if sum(flight.is_late for flight in list(self._flights)) < MOST_LATE:
+            return True
+        self._plan_retry(debt, PATIENCE)
+        return False
+
+    def _limit(self) -> tuple[float, ...]:
+        """What `_connect()` is called with: a timeout while the server does not answer."""
+        return (PROBE_TIMEOUT,) if self._silent else ()
+
+    def be_overdue(self, debt: Debt, who: int) -> None:
+        """An attempt, made by *who*, is left to itself; go on with its slot without it."""
+        pool = self._pool_ref()
+        if pool is None:
+            return
+        pool._replace_worker(who)
+        if pool._closed:
+            pool._table.vacate(debt)
+            return
+        pool._last_error = f"ConnectionTimeout: no answer within {PATIENCE:g} sec"
+        self._silent = True
+        if not self._go_on_after_failure(debt, PATIENCE):
+            pool._submit(self._give_up)
+
+    def _take_any(self) -> Debt | None:
+        """Take a slot to connect from whoever has one: for a connection that came late."""
+        retry = self._retry
+        if retry is not None and retry[0].cancel():
+            return retry[1]
+        flights = list(self._flights)
+        for flight in flights:
+            if flight.debt == self._probe and (debt := flight.take()) is not None:
+                return debt
+        for debt in self._take_owed():
+            return debt
+        for flight in flights:
+            if (debt := flight.take()) is not None:
+                return debt
+        table = self._pool._table
+        for found in (table.grow(), table.enter(table.min_size)):
+            if isinstance(found, Debt):
+                return found
+        return None
 
     async def lend(self, debt: Debt, timeout: float) -> Any:
-        """Connect a slot for the caller, who is lent the connection. *timeout*: for the driver, in
-        seconds; the user's own goes first. Raises what connecting raises."""
+        """Connect a slot for the caller, who is lent the connection, within *timeout* seconds.
+        Raises what connecting raises, ConnectionTimeout when it takes longer. A connect that is
+        late keeps its slot until it ends, and goes to who waits then, or is closed."""
         pool = self._pool
         try:
             conn = await pool._call(pool._connect, timeout)
             await self._install(debt, conn, lend=True)
+        except dialing.LeftBehind as error:
+            error.name_heir(partial(self._come_late, debt))
+            raise
         except BaseException:
             pool._table.vacate_unpaid(debt)
             self.grow()
             raise
         pool._last_error = None
         return conn
+
+    def _come_late(self, debt: Debt, conn: Any, error: BaseException | None) -> None:
+        """A connect has ended after its borrower had left. In any thread."""
+        pool = self._pool_ref()
+        if pool is not None and conn is not None and pool._table.keeps_returned:
+            pool._submit(partial(self._bring_in, debt, conn))
+            return
+        dialing.drop(conn, error)
+        if pool is not None:
+            pool._table.vacate(debt)
+            self.grow()
+
+    async def _bring_in(self, debt: Debt, conn: Any) -> None:
+        """Make a connection that came late available to who waits."""
+        pool = self._pool
+        try:
+            await _prepare(pool, conn, guard.callback_limit(pool))
+            await self._install(debt, conn)
+        except BaseException:
+            pool._table.vacate_unpaid(debt)
+            raise
+        finally:
+            self.grow()
+            if not pool._table.keeps_returned:
+                await close_idle(pool)
 
     async def _install(self, debt: Debt, conn: Any, lend: bool = False) -> None:
         pool = self._pool
@@ -175,6 +324,8 @@ class Connector:
     def _succeeded(self, debt: Debt) -> None:
         pool = self._pool
         pool._last_error = None
+        self._silent = False
+        self._not_before = 0.0
         if self._probing.inside:
             retry = self._retry
             if debt == self._probe:
@@ -190,27 +341,39 @@ class Connector:
         self._probing.leave()
         self._release_owed()
 
-    async def _failed(self, debt: Debt, error: Exception) -> None:
+    async def _failed(self, debt: Debt | None, error: Exception) -> None:
+        """An attempt has failed. *debt*: its slot, None when it had been left to itself."""
         pool = self._pool
         if pool._closed:
-            pool._table.vacate(debt)
+            if debt is not None:
+                pool._table.vacate(debt)
             return
         pool._last_error = pool._hide(one_line(error))
         # The text: log records live on, and an exception holds its frames, which hold the pool.
         logger.warning("error connecting in %r: %s", pool.name, pool._hide(str(error)))
+        if debt is not None and not self._go_on_after_failure(debt, 0.0):
+            await self._give_up()
+
+    def _go_on_after_failure(self, debt: Debt, gone: float) -> bool:
+        """Plan the next attempt of the probe; any other slot is owed until that gets through.
+        *gone*: how much of the delay has passed already (s). False when it is time to give up."""
         if debt != self._probe:
             if not self._probing.enter():
                 self._owe(debt)
-                return
+                return True
             self._probe = debt
-            self._backoff = AttemptWithBackoff(timeout=pool.reconnect_timeout)
+            self._backoff = AttemptWithBackoff(timeout=self._pool.reconnect_timeout)
         assert self._backoff is not None
         delay = self._backoff.next_delay(now())
         if delay is None:
-            await self._give_up()
-        else:
-            self._retry = (pool._later(delay, pool._retry_connect), debt)
-            self._close_if_closed()  # ... before the plan was there to be cancelled
+            return False
+        self._plan_retry(debt, max(0.0, delay - gone))
+        return True
+
+    def _plan_retry(self, debt: Debt, delay: float) -> None:
+        pool = self._pool
+        self._retry = (pool._later(delay, pool._retry_connect), debt)
+        self._close_if_closed()  # ... before the plan was there to be cancelled
 
     def retry(self) -> None:
         """The backoff is over: attempt the probe's slot again."""
@@ -226,6 +389,8 @@ class Connector:
             pool.name,
             pool.reconnect_timeout,
         )
+        # Two attempts a second at most, also for who gives up at once and is asked again.
+        self._not_before = self._started[0] + AttemptWithBackoff.INITIAL_DELAY
         probe = [] if self._probe is None else [self._probe]
         for debt in [*probe, *self._take_owed()]:
             pool._table.vacate(debt)
@@ -266,7 +431,8 @@ def _forget_frames(error: BaseException | None) -> None:
 async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     """Connect, and have the user's configure prepare the connection: the whole of `_connect()`.
 
-    *timeout*: seconds, passed to the driver as connect_timeout unless the user set that.
+    *timeout*: seconds, passed to the driver as connect_timeout unless the user set that. Where
+    the caller is the borrower it is kept also when the driver does not: see the module dialing.
     """
     table = pool._table
     deadline = math.inf if timeout is None else now() + timeout
@@ -280,30 +446,40 @@ async def open_connection(pool: BasePool, timeout: float | None = None) -> Any:
     began = perf_counter_ns()
     try:
         # Looked up anew each time: instrumentation patches `connect` at any moment.
-        conn = await pool._call(partial(pool.connection_class.connect, conninfo, **kwargs))
+        connect = partial(pool.connection_class.connect, conninfo, **kwargs)
+        if timeout is None or table.keeps_idle:
+            conn = await pool._call(connect)
+        else:
+            conn = await pool._dial(connect, deadline - now())
     except Exception:
         pool._redactor.learn(conninfo, kwargs)
         table.count(COUNT_CONNECT_ERROR)
         raise
     table.count(COUNT_CONNECT_NS, perf_counter_ns() - began)
+    await _prepare(pool, conn, min(guard.callback_limit(pool), deadline - now()))
+    return conn
+
+
+async def _prepare(pool: BasePool, conn: Any, seconds: float) -> None:
+    """Look at a new connection's role, and have the user's configure prepare it. Closes what is
+    not fit."""
     if (fault := roles.fault(pool, conn)) is not None:
-        table.count(COUNT_CONNECT_ERROR)
+        pool._table.count(COUNT_CONNECT_ERROR)
         await pool._call(conn.close)
         raise OperationalError(fault)
     conn._pool = pool  # so that `with conn:` in configure does not close it
-    if pool._configure is not None:
-        try:
-            seconds = min(guard.callback_limit(pool), deadline - now())
-            await guard.call(pool, conn, seconds, pool._configure, conn)
-            status = conn.pgconn.transaction_status
-            if status != TransactionStatus.IDLE:
-                name = TransactionStatus(status).name
-                raise ProgrammingError(
-                    f"connection left in status {name} by configure function"
-                    f" {pool._configure}: discarded"
-                )
-        except BaseException:
-            conn._pool = None
-            await pool._call(conn.close)
-            raise
-    return conn
+    if pool._configure is None:
+        return
+    try:
+        await guard.call(pool, conn, seconds, pool._configure, conn)
+        status = conn.pgconn.transaction_status
+        if status != TransactionStatus.IDLE:
+            name = TransactionStatus(status).name
+            raise ProgrammingError(
+                f"connection left in status {name} by configure function"
+                f" {pool._configure}: discarded"
+            )
+    except BaseException:
+        conn._pool = None
+        await pool._call(conn.close)
+        raise

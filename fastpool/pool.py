@@ -18,7 +18,7 @@ from typing import Any, Generic, cast
 
 from psycopg import Connection
 
-from . import _fastpath, housekeeper, leases, lending, upkeep
+from . import _fastpath, dialing, housekeeper, leases, lending, upkeep
 from ._core import Waiter
 from .abc import (
     CT,
@@ -373,8 +373,14 @@ class ConnectionPool(Generic[CT], BasePool):
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
+    async def _dial(self, connect: Callable[[], Any], seconds: float) -> Any:
+        return dialing.Dial(connect).result(seconds, f"{self.name}-connect")
+
+    def _replace_worker(self, who: int) -> None:
+        self._workers.replace(who)
+
     def _guard(self, conn: Any, seconds: float) -> Guard:
-        guard = Guard(conn, threading.get_ident(), self._workers.replace)
+        guard = Guard(conn, threading.get_ident(), self._replace_worker)
         guard.timer = housekeeper.later(seconds, guard.alarm)
         return guard
 

@@ -24,7 +24,7 @@ from typing import Any, Generic, cast
 
 from psycopg import AsyncConnection
 
-from . import _fastpath, leases, lending, upkeep
+from . import _fastpath, dialing, leases, lending, upkeep
 from ._core import Gauge, Waiter
 from .abc import (
     ACT,
@@ -389,9 +389,15 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await function(*args)
 
+    async def _dial(self, connect: Callable[[], Any], seconds: float) -> Any:
+        return await dialing.dial_in_task(connect, min(seconds, FOREVER), f"{self.name}-connect")
+
+    def _replace_worker(self, who: int) -> None:
+        self._tasks.replace(who)
+
     def _guard(self, conn: Any, seconds: float) -> Guard:
         assert self._loop is not None
-        guard = TaskGuard(conn, self._owner(), self._tasks.replace, self._loop)
+        guard = TaskGuard(conn, self._owner(), self._replace_worker, self._loop)
         guard.timer = self._loop.call_later(min(seconds, FOREVER), guard.alarm, context=Context())
         return guard
 

@@ -1,5 +1,8 @@
 """What a null pool of fastpool has beside psycopg_pool's methods: connect(), snapshot(), order."""
 
+import contextvars
+import time
+
 import psycopg
 import pytest
 
@@ -97,3 +100,105 @@ async def test_a_connection_is_marked_as_gone_when_it_was_given_back(open_pool, 
 async def test_either_order_is_accepted(open_pool, do, order):
     pool = await open_pool(order=order, max_connecting=4)
     await do(pool.putconn, await do(pool.getconn))
+
+
+# What a borrower does not wait for
+
+
+async def test_a_checkout_ends_in_time_though_its_connect_does_not(
+    impl, open_pool, network, spawn, do, eventually, kind
+):
+    pool = await open_pool(connection_class=network.connection_class)
+    network.hold()
+    began = time.monotonic()
+    with pytest.raises(
+        impl.PoolTimeout, match=r"after 0.30 sec: .*1 being connected for up to 0.3"
+    ):
+        await spawn(pool.getconn, timeout=0.3).result()
+    assert time.monotonic() - began < 0.3 + 0.05 + 0.15
+    # Its place is taken until the connect ends; then the connection is closed.
+    with pytest.raises(impl.PoolTimeout):
+        await spawn(pool.getconn, timeout=0.05).result()
+    assert len(network.attempts) == 1
+    assert pool.get_stats()["pool_size"] == 1
+    network.release()
+    await eventually(lambda: pool.get_stats()["pool_size"] == 0)
+    await do(pool.putconn, await do(pool.getconn, timeout=1.0))
+
+
+async def test_a_connection_that_comes_late_goes_to_who_waits(
+    impl, open_pool, network, spawn, do, waiter, works, callback
+):
+    configured = []
+    pool = await open_pool(
+        connection_class=network.connection_class, configure=callback(configured.append)
+    )
+    network.hold()
+    with pytest.raises(impl.PoolTimeout):
+        await spawn(pool.getconn, timeout=0.1).result()
+    call = await waiter(pool)
+    network.release()
+    conn = await call.result()
+    assert configured == [conn]
+    assert await works(conn)
+    assert len(network.attempts) == 1
+    await do(pool.putconn, conn)
+    assert pool.get_stats()["pool_size"] == 0
+
+
+async def test_who_waits_connects_when_a_late_connect_fails(
+    impl, open_pool, network, spawn, do, waiter
+):
+    pool = await open_pool(connection_class=network.connection_class)
+    network.hold()
+    with pytest.raises(impl.PoolTimeout):
+        await spawn(pool.getconn, timeout=0.1).result()
+    call = await waiter(pool)
+    network.down()
+    network.release()
+    network.up()
+    await do(pool.putconn, await call.result())
+
+
+async def test_a_connection_that_comes_after_close_is_closed(
+    impl, open_pool, network, spawn, do, eventually, admin
+):
+    name = "comes-after-close"
+    pool = await open_pool(
+        connection_class=network.connection_class, kwargs={"application_name": name}
+    )
+    network.hold()
+    with pytest.raises(impl.PoolTimeout):
+        await spawn(pool.getconn, timeout=0.1).result()
+    await do(pool.close, timeout=0.1)
+    network.release()
+    await eventually(lambda: pool.get_stats()["pool_size"] == 0)
+    query = "select 1 from pg_stat_activity where application_name = %s"
+    await eventually(lambda: admin.execute(query, [name]).fetchone() is None)
+
+
+async def test_a_configure_without_end_is_a_timeout(impl, open_pool, do, callback, spawn):
+    pool = await open_pool(configure=callback(lambda conn: conn.execute("select pg_sleep(5)")))
+    began = time.monotonic()
+    with pytest.raises(impl.PoolTimeout, match="after 0.30 sec"):
+        await spawn(pool.getconn, timeout=0.3).result()
+    assert time.monotonic() - began < 0.3 + 0.05 + 0.15
+    assert pool.get_stats()["pool_size"] == 0
+
+
+@pytest.mark.parametrize("kind", ["threads"], indirect=True)
+async def test_connecting_sees_the_borrowers_context(open_pool, do, kind):
+    variable = contextvars.ContextVar("variable", default="none")
+    seen = []
+
+    class Own(psycopg.Connection):
+        @classmethod
+        def connect(cls, *args, **kwargs):
+            seen.append(variable.get())
+            return super().connect(*args, **kwargs)
+
+    pool = await open_pool(connection_class=Own)
+    token = variable.set("the borrower's")
+    await do(pool.putconn, await do(pool.getconn))
+    variable.reset(token)
+    assert seen == ["the borrower's"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -357,3 +358,160 @@ def test_parameters_are_asked_at_every_attempt(
     pool = new_pool(lambda: next(answers, dsn), open=False)
     pool.open(wait=True, timeout=5.0)
     assert pool.get_stats()["connections_errors"] == 2
+
+
+# --- a network that answers nothing -----------------------------------------------------------
+
+
+class BlackHole:
+    """A network that swallows connects: one that began while it was `open` never gets through."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.slow = 0.0
+        self.began: list[float] = []
+        self.kwargs: list[dict[str, Any]] = []
+        self._over = threading.Event()
+        hole = self
+
+        class Connection(psycopg.Connection[Any]):
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                hole.began.append(time.monotonic())
+                hole.kwargs.append(kwargs)
+                if hole.open:
+                    hole._over.wait(30.0)
+                    raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+                time.sleep(hole.slow)
+                return psycopg.Connection.connect.__func__(cls, *args, **kwargs)  # type: ignore
+
+        self.connection_class = Connection
+
+    def end(self) -> None:
+        """Let all that were swallowed fail."""
+        self.open = False
+        self._over.set()
+
+
+@pytest.fixture
+def black_hole(new_pool: Any) -> Iterator[BlackHole]:
+    """A BlackHole; pass its `connection_class` to a pool."""
+    hole = BlackHole()
+    yield hole
+    hole.end()
+
+
+@pytest.mark.parametrize("outage", [0.1, 2.3, 3.4])
+def test_a_pool_recovers_soon_after_a_partition_of_whatever_length(
+    new_pool: Callable[..., Any],
+    black_hole: BlackHole,
+    available: Callable[..., None],
+    outage: float,
+) -> None:
+    pool = new_pool(min_size=5, connection_class=black_hole.connection_class)
+    black_hole.open = True
+    pool.drain()
+    began = time.monotonic()
+    with pytest.raises(fastpool.PoolTimeout) as caught:
+        pool.getconn(timeout=outage)
+    if outage > 1.0:
+        assert "ConnectionTimeout: no answer within 1 sec" in str(caught.value)
+    assert len(black_hole.began) - 5 <= 3 + 2 * (time.monotonic() - began)
+    black_hole.open = False
+    healed = time.monotonic()
+    pool.putconn(pool.getconn(timeout=1.2 + SLACK))
+    available(pool, 5, timeout=healed + 2.5 - time.monotonic())
+
+
+def test_an_attempt_without_an_answer_holds_no_worker(
+    new_pool: Callable[..., Any], black_hole: BlackHole, eventually: Callable[..., Any]
+) -> None:
+    pool = new_pool(
+        max_size=2,
+        num_workers=1,
+        reset=lambda conn: None,
+        connection_class=black_hole.connection_class,
+    )
+    black_hole.open = True
+    conn = pool.getconn()
+    with pytest.raises(fastpool.PoolTimeout):
+        pool.getconn(timeout=0.1)
+    pool.putconn(conn)
+    pool.putconn(pool.getconn(timeout=1.0 + SLACK))
+
+
+def test_only_an_attempt_after_one_without_an_answer_is_limited(
+    new_pool: Callable[..., Any],
+    black_hole: BlackHole,
+    eventually: Callable[..., Any],
+    available: Callable[..., None],
+) -> None:
+    pool = new_pool(kwargs={"application_name": "me"}, connection_class=black_hole.connection_class)
+    black_hole.open = True
+    pool.drain()
+    eventually(lambda: len(black_hole.began) >= 3)
+    black_hole.open = False
+    available(pool, 1)
+    pool.drain()
+    available(pool, 1)
+    limits = [kwargs.get("connect_timeout") for kwargs in black_hole.kwargs]
+    assert limits[:3] == [None, None, 10]
+    assert limits[-1] is None
+    assert pool.kwargs == {"application_name": "me"}
+
+
+def test_a_server_that_is_slow_to_connect_fills_the_pool(
+    new_pool: Callable[..., Any],
+    black_hole: BlackHole,
+    sessions: Any,
+    available: Callable[..., None],
+    eventually: Callable[..., Any],
+) -> None:
+    """Each attempt is overdue before it succeeds; none of them is in vain while slots wait."""
+    black_hole.slow = 1.3
+    pool = new_pool(
+        min_size=3,
+        open=False,
+        kwargs=sessions.kwargs,
+        connection_class=black_hole.connection_class,
+    )
+    pool.open()
+    available(pool, 3, timeout=1.3 + SLACK)
+    # What comes later is too many, and is closed.
+    eventually(lambda: pool.get_stats()["connections_ms"] >= 1300 * len(black_hole.began))
+    eventually(lambda: len(sessions.pids()) == 3)
+    assert len(black_hole.began) <= 6
+    assert pool.snapshot().size == 3
+
+
+def test_attempts_that_never_end_do_not_pile_up(
+    new_pool: Callable[..., Any],
+    black_hole: BlackHole,
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    quick_backoff: None,
+) -> None:
+    monkeypatch.setattr(fastpool.connector, "PATIENCE", 0.02)
+    monkeypatch.setattr(fastpool.connector, "MOST_LATE", 4)
+    pool = new_pool(connection_class=black_hole.connection_class)
+    black_hole.open = True
+    pool.drain()
+    eventually(lambda: len(black_hole.began) == 5)
+    time.sleep(0.3)
+    assert len(black_hole.began) == 5
+    black_hole.end()
+    pool.putconn(pool.getconn(timeout=1.0))
+
+
+def test_a_pool_that_gives_up_at_once_makes_two_attempts_a_second(
+    cut: Callable[..., Any], network: Any, spawn: Callable[..., Any], eventually: Any
+) -> None:
+    failed: list[Any] = []
+    pool = cut(reconnect_timeout=0.0, reconnect_failed=failed.append)
+    eventually(lambda: failed)
+    calls = [spawn(pool.getconn, timeout=2.5) for _ in range(5)]
+    for call in calls:
+        with pytest.raises(fastpool.PoolTimeout, match="the network is down"):
+            call.result()
+    assert 4 <= len(network.attempts) <= 8
+    assert len(failed) >= 2
