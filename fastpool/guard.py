@@ -16,14 +16,16 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from psycopg.errors import ConnectionTimeout
 
+from . import housekeeper
 from ._core import Gauge
 
 if TYPE_CHECKING:
-    from .base import BasePool, Timer
+    from .base import BasePool
 
 # What one round trip may take that the pool makes on its own account: a rollback, a check (s).
 ROUND_TRIP = 5.0
@@ -43,21 +45,20 @@ class Overdue(ConnectionTimeout):
 
 
 class Guard:
-    """The deadline of one call by a thread. No locks: the call's end, or the deadline, is first.
+    """The deadline of one call. No locks: the call's end, or the deadline, is first.
 
     It never looks at the driver's connection after its making. What it shuts down is a duplicate
     of the descriptor, and only if that is still the same socket: the call may close the
     connection at that moment, and any thread may be given the number next.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "_identity", "_on_alarm", "_over", "timer", "who")
+    __slots__ = ("_descriptor", "_identity", "_on_alarm", "_over", "_who")
 
     def __init__(self, conn: Any, who: int, on_alarm: Callable[[int], object]) -> None:
         """*who*: the one who makes the call. *on_alarm(who)*: called when the deadline is first."""
         self._over = Gauge()
         self._on_alarm = on_alarm
-        self.who = who
-        self.timer: Timer | None = None
+        self._who = who
         try:
             self._descriptor = conn.pgconn.socket
             self._identity = _identity(self._descriptor)
@@ -65,37 +66,60 @@ class Guard:
             self._descriptor = -1
             self._identity = 0
 
-    def alarm(self) -> bool:
+    def fire(self) -> bool:
         """The deadline has come: end the wait, if the call has not ended. In any thread."""
         first = self._over.enter()
         if first:
             if self._descriptor >= 0:
                 with suppress(OSError):
                     _shut_down(self._descriptor, self._identity)
-            self._on_alarm(self.who)
+            self._on_alarm(self._who)
         return first
 
     def end(self) -> bool:
         """The call has ended. Return whether the deadline came first."""
-        if self._over.enter():
-            if self.timer is not None:
-                self.timer.cancel()
-            return False
-        return True
+        return not self._over.enter()
 
     def is_to_blame(self, error: BaseException) -> bool:
         """Whether *error*, which the overdue call raised, comes of the deadline."""
         return isinstance(error, Exception)
 
 
+class ThreadGuard(Guard):
+    """The deadline of one call by a thread. Itself what the housekeeper is given: a timer made for
+    each call would cost as much again."""
+
+    __slots__ = ("due",)
+
+    def __init__(
+        self, conn: Any, seconds: float, who: int, on_alarm: Callable[[int], object]
+    ) -> None:
+        super().__init__(conn, who, on_alarm)
+        self.due = monotonic() + seconds
+        housekeeper.put(self)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the call has ended, or the deadline has come."""
+        return self._over.inside > 0
+
+    def end(self) -> bool:
+        """The call has ended. Return whether the deadline came first."""
+        if self._over.enter():
+            housekeeper.drop()
+            return False
+        return True
+
+
 class TaskGuard(Guard):
     """The deadline of one call by a task."""
 
-    __slots__ = ("_cancelled", "_levels", "_loop", "_task")
+    __slots__ = ("_cancelled", "_levels", "_loop", "_task", "_timer")
 
     def __init__(
         self,
         conn: Any,
+        seconds: float,
         who: int,
         on_alarm: Callable[[int], object],
         loop: asyncio.AbstractEventLoop,
@@ -105,12 +129,13 @@ class TaskGuard(Guard):
         self._task = asyncio.current_task(loop)
         self._levels = _cancellations(self._task)
         self._cancelled = False
+        self._timer = loop.call_later(seconds, self.fire, context=Context())
 
-    def alarm(self) -> bool:
+    def fire(self) -> bool:
         """The deadline has come, in the loop's thread."""
-        first = super().alarm()
+        first = super().fire()
         if first:
-            self.timer = self._loop.call_later(GRACE, self._cancel, context=Context())
+            self._timer = self._loop.call_later(GRACE, self._cancel, context=Context())
         return first
 
     def _cancel(self) -> None:
@@ -120,10 +145,8 @@ class TaskGuard(Guard):
 
     def end(self) -> bool:
         """The call has ended. Return whether the deadline came first."""
-        overdue = super().end()
-        if overdue and self.timer is not None:
-            self.timer.cancel()
-        return overdue
+        self._timer.cancel()
+        return super().end()
 
     def is_to_blame(self, error: BaseException) -> bool:
         """Whether *error* comes of the deadline, and of nobody else's cancellation."""

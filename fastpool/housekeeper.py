@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from types import MethodType
-from typing import cast
+from typing import Protocol, cast
 
 from . import notices
 from ._core import Gauge
@@ -34,6 +34,21 @@ _SWEEP_EVERY = 1000
 
 # How soon a pool is told again of a session that has ended while its slot was somebody's (seconds).
 _TELL_AGAIN = 0.002
+
+
+class Due(Protocol):
+    """Something that is to happen at a time, unless it is idle by then."""
+
+    @property
+    def due(self) -> float:
+        """When, by the monotonic clock, in seconds."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing will come of it any more."""
+
+    def fire(self) -> object:
+        """Happen: quickly, and without an exception."""
 
 
 class Timer:
@@ -48,7 +63,7 @@ class Timer:
 
         def gone(_: object) -> None:
             if taken.enter():
-                house._timer_dropped()
+                house.drop()
 
         # What weakref.WeakMethod does, in half the time.
         self._object = weakref.ref(cast("MethodType", method).__self__, gone)
@@ -58,7 +73,7 @@ class Timer:
         """Keep it from happening. False when it is too late for that. Never blocks."""
         won = self._taken.enter()
         if won:
-            self._house._timer_dropped()
+            self._house.drop()
         return won
 
     def fire(self) -> None:
@@ -78,9 +93,9 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._running = Gauge()
-        self._inbox: deque[Timer] = deque()
+        self._inbox: deque[Due] = deque()
         # The thread's own; others only look.
-        self._due: list[tuple[float, int, Timer]] = []
+        self._due: list[tuple[float, int, Due]] = []
         self._order = itertools.count()
         self._swept_to = 0
         self._ended: list[Watch] = []
@@ -93,11 +108,15 @@ class Housekeeper:
     def later(self, delay: float, method: Callable[[], object]) -> Timer:
         """Do what the module's later() says."""
         timer = Timer(self, monotonic() + max(0.0, delay), method)
-        self._inbox.append(timer)
-        self._start()
-        if self._asleep.inside and timer.due < self._until:
-            notices.wake()
+        self.put(timer)
         return timer
+
+    def put(self, due: Due) -> None:
+        """Do what the module's put() says."""
+        self._inbox.append(due)
+        self._start()
+        if self._asleep.inside and due.due < self._until:
+            notices.wake()
 
     def watch(self, fd: int, index: int, method: Callable[[Watch], bool]) -> Watch:
         """Do what the module's watch() says."""
@@ -105,7 +124,8 @@ class Housekeeper:
         self._start()
         return watch
 
-    def _timer_dropped(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def drop(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Do what the module's drop() says."""
         # At the interpreter's end the module's names may be gone.
         if not is_finalizing() and (next(self._drops) % _SWEEP_EVERY == 0 or self._is_idle()):
             notices.wake()
@@ -205,6 +225,20 @@ def later(delay: float, method: Callable[[], object]) -> Timer:
     Never blocks. Thread-safe, also in a finalizer.
     """
     return _house.later(delay, method)
+
+
+def put(due: Due) -> None:
+    """Have *due* happen at its time, in the housekeeper's thread: a timer of the caller's own kind.
+    It is held until then, or until some time after it has become idle.
+
+    Never blocks. Thread-safe, also in a finalizer.
+    """
+    _house.put(due)
+
+
+def drop() -> None:
+    """Say that something that was put in has become idle. Never blocks. Thread-safe."""
+    _house.drop()
 
 
 def watch(fd: int, index: int, method: Callable[[Watch], bool]) -> Watch:

@@ -17,7 +17,7 @@ class AsyncNullConnectionPool(BaseNullPool, AsyncConnectionPool[ACT]):
     """A pool that opens a connection for each lending, and closes it when it comes back.
 
     To AsyncConnectionPool what NullConnectionPool is to ConnectionPool. Connects go side by side,
-    each in its borrower's task.
+    each in a task of its own, which its borrower can leave.
     """
 
     if not TYPE_CHECKING:

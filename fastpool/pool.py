@@ -32,7 +32,7 @@ from .abc import (
 )
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
-from .guard import Guard
+from .guard import Guard, ThreadGuard
 from .workers import Workers
 
 if sys.version_info >= (3, 11):
@@ -380,9 +380,7 @@ class ConnectionPool(Generic[CT], BasePool):
         self._workers.replace(who)
 
     def _guard(self, conn: Any, seconds: float) -> Guard:
-        guard = Guard(conn, threading.get_ident(), self._replace_worker)
-        guard.timer = housekeeper.later(seconds, guard.alarm)
-        return guard
+        return ThreadGuard(conn, seconds, threading.get_ident(), self._workers.replace)
 
     def _new_waiter(self) -> Waiter:
         if _thread.allocate_lock is _ALLOCATE_LOCK:

@@ -397,9 +397,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     def _guard(self, conn: Any, seconds: float) -> Guard:
         assert self._loop is not None
-        guard = TaskGuard(conn, self._owner(), self._replace_worker, self._loop)
-        guard.timer = self._loop.call_later(min(seconds, FOREVER), guard.alarm, context=Context())
-        return guard
+        return TaskGuard(
+            conn, min(seconds, FOREVER), self._owner(), self._tasks.replace, self._loop
+        )
 
     def _new_waiter(self) -> Waiter:
         assert self._loop is not None
