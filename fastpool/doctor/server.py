@@ -93,7 +93,7 @@ def _options(dsn: str) -> dict[str, Any]:
 
 def _ask_in_time(conn: psycopg.Connection[Any]) -> _Facts:
     guard = Guard(conn, 0, lambda who: None)
-    timer = threading.Timer(ANSWER_TIMEOUT, guard.alarm)
+    timer = threading.Timer(ANSWER_TIMEOUT, guard.fire)
     timer.daemon = True
     timer.start()
     try:

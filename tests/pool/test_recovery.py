@@ -476,11 +476,11 @@ def test_a_server_that_is_slow_to_connect_fills_the_pool(
         connection_class=black_hole.connection_class,
     )
     pool.open()
-    available(pool, 3, timeout=1.3 + SLACK)
+    available(pool, 3, timeout=2.4)  # a second round would take 2.6
     # What comes later is too many, and is closed.
     eventually(lambda: pool.get_stats()["connections_ms"] >= 1300 * len(black_hole.began))
     eventually(lambda: len(sessions.pids()) == 3)
-    assert len(black_hole.began) <= 6
+    assert len(black_hole.began) <= 7
     assert pool.snapshot().size == 3
 
 
