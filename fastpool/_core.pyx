@@ -614,6 +614,10 @@ cdef class SlotTable:
         cdef Slot *slot = self.slot(entry.index)
         return (slot.expires <= fp_now_coarse() or slot.epoch != fp_peek(&self.epoch))
 
+    def is_drained(self, Entry entry not None):
+        """Whether the connection was made before the last drain."""
+        return self.slot(entry.index).epoch != fp_peek(&self.epoch)
+
     cdef bint is_kept(self) noexcept nogil:
         return self.keeps_idle or fp_load_seq(&self.attention) % CLOSED_BIAS != 0
 

@@ -136,7 +136,8 @@ async def _acquire(
     except BaseException:
         await leave_queue(pool, waiter)
         raise
-    if table.is_expired(conn._slot):
+    # Not one that has merely expired: with a short lifetime each would have, and none be lent.
+    if table.is_drained(conn._slot):
         return await acquire_another(pool, conn, timeout, deadline, failed)
     conn._pool = pool
     return conn
