@@ -44,12 +44,14 @@ cdef enum Return:
     FOREIGN = 1             # not a connection of this table
     NOT_LENT = 2            # given back already, or never lent
     LATE = 3                # was lent, and has been taken out of the table meanwhile
+    CONDEMNED_LATE = 4      # ... because its session had ended
 
 cdef enum Fate:
     RESIDENT = 0
     RETIRED = 1             # taken out of the table
     RETIRED_LENT = 2        # ... while its borrower had it: one late return is accepted quietly
-    INHERITED = 3           # of the process that this one was forked from
+    CONDEMNED = 3           # ... because its session had ended: one late return is told so
+    INHERITED = 4           # of the process that this one was forked from
 
 # Events that any thread may count (SlotTable.count); nanoseconds where the name says so.
 cdef enum:
@@ -78,6 +80,8 @@ cdef struct Slot:
 # Changed under the mutex only.
 cdef struct Detail:
     PyObject *entry         # borrowed: the connection's Entry, NULL when there is no connection
+    fp_atomic *fate         # that entry's
+    PyObject *watch         # that entry's, to know it by; never followed
     bint growth             # the connect in flight counts in SlotTable.growing
     PyObject *debt          # borrowed: the Debt for what the slot is owed, NULL when nothing
     bint orphan             # nobody goes on with what the slot is owed: see SlotTable.orphans()
@@ -109,6 +113,7 @@ cdef class Entry:
     cdef void *table_id
     cdef object pgconn
     cdef object face        # the proxy that stands for the connection, if it is one
+    cdef object watch       # what watches its socket, None where nothing does
     cdef readonly int index
     cdef readonly long backend_pid
     cdef int64_t created
@@ -205,11 +210,13 @@ cdef class SlotTable:
     cdef PyObject *recall(self, PyObject *conn) noexcept nogil
     cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now)
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
+    cdef bint left_while_lent(self, Entry entry) noexcept nogil
     cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1
     # taking out and bringing in
     cdef int check_owned(self, Entry entry) except -1
     cdef int check_state(self, int index, int wanted) except -1
     cdef detach(self, Entry entry, bint late)
+    cdef void detach_locked(self, int index, int fate) noexcept nogil
     cdef Debt new_debt(self, int index)
     cdef bint forget_debt(self, Debt debt)
     cdef int disown(self, int index) except -1

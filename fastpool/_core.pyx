@@ -22,6 +22,7 @@ moves on at every lending. Who may change a slot is fixed by its state:
     RETURNING, RESERVED -> CLOSING -> CONNECTING | EMPTY
 
 A connection that is collected while somebody has it takes its slot to CLOSING: its Entry notices.
+One whose session has ended leaves at once, AVAILABLE or IN_USE -> CLOSING: condemn().
 
 INVARIANTS (verify() checks them). At rest a bit is set if and only if its slot is AVAILABLE. A
 connection is in one slot, lent to one borrower. Slots that are not EMPTY number at most max_size,
@@ -107,6 +108,7 @@ RETURN_TAKEN = TAKEN
 RETURN_FOREIGN = FOREIGN
 RETURN_NOT_LENT = NOT_LENT
 RETURN_LATE = LATE
+RETURN_CONDEMNED = CONDEMNED_LATE
 
 COUNT_REQUEST = REQUESTS
 COUNT_REQUEST_ERROR = REQUEST_ERRORS
@@ -156,7 +158,13 @@ cdef class Entry:
 
     def __dealloc__(self):
         cdef SlotTable table
-        if fp_load(&self.fate) != RESIDENT or self.table_ref is None:
+        cdef uint64_t fate = fp_load(&self.fate)
+        if self.watch is not None:
+            try:
+                self.watch.close()
+            except (AttributeError, NameError, TypeError):
+                pass    # one that was closed before, and has been emptied; or the interpreter ends
+        if self.table_ref is None or (fate != RESIDENT and fate != CONDEMNED):
             return
         table = self.table_ref()
         if table is not None:
@@ -177,6 +185,12 @@ cdef class Entry:
         cdef SlotTable table = self.table_ref() if self.table_ref is not None else None
         return (table is not None and fp_load(&self.fate) == RESIDENT
                 and (table.state(self.index) != IN_USE or table.slot(self.index).conn != NULL))
+
+    def unwatch(self):
+        """Close what watches the connection's socket: it is about to leave the table."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
 
     @property
     def connection_face(self):
@@ -578,32 +592,50 @@ cdef class SlotTable:
         if entry.table_id != <void *>self:
             return FOREIGN
         slot = self.slot(entry.index)
-        # The word before the fate: an eviction sets the fate, and then moves the word on. So with
-        # a word of the slot's next tenant the fate shows too, and with an older one the swap fails.
+        # The word before the fate: an eviction has set the fate before the slot has a next tenant.
+        # So with a word of that one's the fate shows too, and with an older one the swap fails.
         word = fp_load(&slot.word)
         fate = fp_load(&entry.fate)
         if fate != RESIDENT:
-            return LATE if fate == RETIRED_LENT and fp_cas(&entry.fate, fate, RETIRED) else NOT_LENT
+            return LATE if fate != RETIRED else NOT_LENT
         if (word & 0xFF) != IN_USE or (generation >= 0 and (word >> 8) != <uint64_t>generation):
-            return NOT_LENT
+            return LATE if self.left_while_lent(entry) else NOT_LENT
         if slot.conn != NULL:       # granted to a waiter that has not come for it yet
             return NOT_LENT
         if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
-            return NOT_LENT
+            return LATE if self.left_while_lent(entry) else NOT_LENT
         return TAKEN
+
+    cdef bint left_while_lent(self, Entry entry) noexcept nogil:
+        """Whether the connection left the table while lent, and has not been given back since."""
+        cdef uint64_t fate
+        with self.mutex:        # condemn() moves the word and the fate together
+            fate = fp_load(&entry.fate)
+        return fate != RESIDENT and fate != RETIRED
 
     def begin_return(self, conn, int64_t generation=-1):
         """Claim the right to return a lent connection: RETURN_TAKEN to exactly one caller.
 
-        Else RETURN_FOREIGN, RETURN_NOT_LENT, or RETURN_LATE for the first return of a connection
-        that was evicted while it was lent.
+        Else RETURN_FOREIGN or RETURN_NOT_LENT. To the first return of one that was evicted while it
+        was lent RETURN_LATE, or RETURN_CONDEMNED if that was because its session had ended.
         """
         cdef Entry entry
+        cdef int outcome
         found = getattr(conn, "_slot", None)
         if type(found) is not Entry:
             return FOREIGN
         entry = <Entry>found
-        return self.begin_return_c(entry, generation)
+        outcome = self.begin_return_c(entry, generation)
+        if outcome != LATE:
+            return outcome
+        if fp_cas(&entry.fate, CONDEMNED, RETIRED):
+            return CONDEMNED_LATE
+        return LATE if fp_cas(&entry.fate, RETIRED_LENT, RETIRED) else NOT_LENT
+
+    def expect_late(self, Entry entry not None):
+        """Of a condemned connection that the caller has begun to return: its borrower, who did not
+        ask for that, may still return it once."""
+        fp_store(&entry.fate, RETIRED_LENT)
 
     def is_retired(self, Entry entry not None):
         """Whether the connection has been taken out of the table."""
@@ -716,10 +748,48 @@ cdef class SlotTable:
 
     cdef detach(self, Entry entry, bint late):
         with self.mutex:
-            fp_store(&entry.fate, RETIRED_LENT if late else RETIRED)
-            self.chunk(entry.index).details[entry.index & 63].entry = NULL
-            fp_poke(&self.chunk(entry.index).lent[entry.index & 63], 0)
-            self.put_state(entry.index, CLOSING)
+            self.detach_locked(entry.index, RETIRED_LENT if late else RETIRED)
+
+    cdef void detach_locked(self, int index, int fate) noexcept nogil:
+        """-> CLOSING, and this is the connection's fate. Caller holds the mutex."""
+        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        fp_store(detail.fate, fate)
+        detail.entry = detail.watch = NULL
+        fp_poke(&self.chunk(index).lent[index & 63], 0)
+        self.put_state(index, CLOSING)
+
+    def condemn(self, int index, watch):
+        """The session of the connection with this watch has ended: take it out of the table,
+        AVAILABLE or IN_USE -> CLOSING, and nobody's: on_owed is told. Return (True, connection), or
+        (True, None) if it is lent, and its borrower may return it once.
+
+        (False, None) when it is somebody's for a moment, or not in the table.
+        """
+        cdef Slot *slot = self.slot(index)
+        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef uint64_t word
+        cdef bint lent = False
+        cdef bint idle = False
+        with self.mutex:
+            if detail.watch == <PyObject *>watch:
+                word = fp_load(&slot.word)
+                if (word & 0xFF) == AVAILABLE:
+                    idle = self.claim_this(index)
+                    if idle:
+                        self.detach_locked(index, RETIRED)
+                # With a reference it is granted to a waiter that has not come for it yet.
+                elif (word & 0xFF) == IN_USE and slot.conn == NULL:
+                    lent = fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | CLOSING)
+                    if lent:
+                        self.detach_locked(index, CONDEMNED)
+        if not lent and not idle:
+            return False, None
+        conn = None
+        if idle:
+            conn = self.take(index)
+            fp_poke(&self.chunk(index).lent[index & 63], 0)     # not lent at all
+        self.disown(index)
+        return True, conn
 
     def lost(self, Entry entry not None):
         """The connection was collected while lent: its slot is CLOSING, and nobody's. on_lost is
@@ -728,20 +798,24 @@ cdef class SlotTable:
         Called by the entry's end, at any moment and in any thread; on_lost must cope with that.
         """
         cdef Slot *slot = self.slot(entry.index)
-        cdef uint64_t word, state
-        cdef int64_t held
+        cdef int64_t held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
+        cdef uint64_t owner = fp_peek(&slot.owner)
+        cdef int state
+        cdef bint mine = False
         # Not only while IN_USE: whoever was returning it, or looked at it, has gone as well. Nor
-        # can anybody move the slot any more, for that takes the connection.
+        # can anybody move the slot any more, for that takes the connection; but condemn() can.
         if not self.is_ours():
             return
-        word = fp_load(&slot.word)
-        state = word & 0xFF
-        if state != IN_USE and state != RETURNING and state != RESERVED:
+        with self.mutex:
+            state = self.state(entry.index)
+            if (fp_load(&entry.fate) == RESIDENT
+                    and (state == IN_USE or state == RETURNING or state == RESERVED)):
+                mine = True
+                self.detach_locked(entry.index, RETIRED)
+        if not mine:
+            if fp_load(&entry.fate) == CONDEMNED:   # and never given back
+                self.count(LOST)
             return
-        fp_store(&slot.word, (word & ~<uint64_t>0xFF) | RETURNING)
-        held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
-        owner = fp_peek(&slot.owner)
-        self.detach(entry, False)
         self.disown(entry.index)
         if self.on_lost is not None:
             # A borrower that closed it on purpose knows what it does.
@@ -888,10 +962,12 @@ cdef class SlotTable:
                 if self.state(index) == CONNECTING]
 
     def install(
-        self, int index, conn, pgconn, long backend_pid, int64_t expires_ns, uint64_t owner=0
+        self, int index, conn, pgconn, long backend_pid, int64_t expires_ns, uint64_t owner=0,
+        watch=None,
     ):
         """CONNECTING -> AVAILABLE with this connection; serve whoever waits. With the ident of an
-        `owner`: CONNECTING -> IN_USE, lent to that one.
+        `owner`: CONNECTING -> IN_USE, lent to that one. `watch`: what watches its socket, closed by
+        the entry's end at the latest.
 
         Return False when the table is closed. Raises AttributeError when the connection takes no
         attributes. The slot is still CONNECTING then.
@@ -907,6 +983,7 @@ cdef class SlotTable:
         entry.index = index
         entry.backend_pid = backend_pid
         entry.created = fp_now_coarse()
+        entry.watch = watch
         if type(conn) is not conn.__class__:
             entry.face = conn
         conn._slot = entry
@@ -924,6 +1001,8 @@ cdef class SlotTable:
             if not closed:
                 fp_store(&entry.fate, RESIDENT)
                 self.chunk(index).details[index & 63].entry = <PyObject *>entry
+                self.chunk(index).details[index & 63].fate = &entry.fate
+                self.chunk(index).details[index & 63].watch = <PyObject *>watch
                 self.chunk(index).details[index & 63].debt = NULL
                 if self.chunk(index).details[index & 63].growth:
                     self.chunk(index).details[index & 63].growth = False
@@ -1114,8 +1193,8 @@ cdef class SlotTable:
     cdef int give_up(self, int index) except -1:
         """Make a granted slot AVAILABLE again, whose waiter is gone."""
         conn = self.take(index)
-        self.begin_return(conn)
-        self.restore(conn)
+        if self.begin_return(conn) == TAKEN:    # else condemned since
+            self.restore(conn)
         return 0
 
     def resume(self, Waiter waiter not None, bint woken=True):

@@ -18,6 +18,7 @@ current_task: Callable[[AbstractEventLoop | None], Task[Any] | None]
 QUIET: Final[int]
 DATA: Final[int]
 ENDED: Final[int]
+HIDES_END: Final[bool]
 
 def look(fd: int) -> int: ...
 

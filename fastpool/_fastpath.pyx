@@ -17,7 +17,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 
 from fastpool._core cimport (
-    Entry, INHERITED, NOT_LENT, REQUESTS, RETIRED_LENT, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
+    Entry, INHERITED, LATE, NOT_LENT, REQUESTS, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
     fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
 )
 
@@ -206,6 +206,7 @@ cdef extern from *:
     enum { FP_QUIET = 0, FP_DATA = 1, FP_ENDED = 2 };
 
     #ifdef _WIN32
+    #define POLLRDHUP 0
     #include <winsock2.h>
     #pragma comment(lib, "ws2_32.lib")
     static int fp_look(long long fd) {
@@ -236,11 +237,13 @@ cdef extern from *:
     int FP_QUIET
     int FP_DATA
     int FP_ENDED
+    int POLLRDHUP
     int fp_look(long long fd)
 
 QUIET = FP_QUIET
 DATA = FP_DATA
 ENDED = FP_ENDED
+HIDES_END = POLLRDHUP == 0              # whether there may be an end behind DATA
 
 
 def look(long long fd):
@@ -933,6 +936,8 @@ cdef class Lease:
             self.__dict__ = attributes
         if outcome == STILL_LENT:
             return pool.putconn, conn
+        if outcome == LATE:
+            return pool._accept_late, conn
         if outcome != TAKEN:
             return None
         now = fp_now_coarse()
@@ -1045,10 +1050,10 @@ cdef class Block:
         return self.entry is not None and fp_load(&self.entry.fate) == INHERITED
 
     cdef bint is_over(self) except -1:
-        """Whether the lending has ended before the block has, other than by the borrower's closing
-        a connection that is of no more use: the return after that is accepted quietly."""
+        """Whether the lending has ended before the block has, other than because the connection is
+        of no more use: the return after that is accepted."""
         return (self.entry is not None and self.word() != self.lending
-                and fp_load(&self.entry.fate) < RETIRED_LENT)
+                and not self.pool._table.left_while_lent(self.entry))
 
 
 cdef class ConnectionBlock(Block):

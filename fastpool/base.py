@@ -30,6 +30,7 @@ from .snapshot import Snapshot, take
 if TYPE_CHECKING:
     from .connector import Connector
     from .guard import Guard
+    from .notices import Watch
 
 T = TypeVar("T")
 Job = Callable[[], Coroutine[Any, Any, None]]
@@ -224,6 +225,10 @@ class BasePool(FastPath):
         """Have the state of a pool that is not open yet, but for the slot table and chores."""
         self._lends = False
         self._opening = Gauge()
+        # Found broken while idle, and out of the table: to be closed.
+        self._dead: list[Any] = []
+        # Whether to look at connections before they are lent.
+        self._peeks = False
         self._popped: dict[str, int] = {}
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
@@ -313,9 +318,18 @@ class BasePool(FastPath):
         warns, self._warns = self._warns, None
         if not self._closed:
             self._reopen()
-            self._lends = self._KEEPS_IDLE
+            self._lend_directly()
         if warns is not None:
             warnings.warn(warns, stacklevel=1)
+
+    def _lend_directly(self) -> None:
+        """Let the fast path lend, unless connections don't stand idle, or are to be looked at."""
+        self._lends = self._KEEPS_IDLE and not self._peeks
+
+    def _look_first(self) -> None:
+        """From now on look at each connection before it is lent: nobody tells of their ends."""
+        self._peeks = True
+        self._lends = False
 
     # --- figures ------------------------------------------------------------------------------
 
@@ -460,6 +474,16 @@ class BasePool(FastPath):
                 self._connector.start(debt)
             else:
                 self._connector.grow()
+
+    # --- sessions that have ended -------------------------------------------------------------
+
+    def _condemn(self, watch: Watch) -> bool:
+        """Take out the connection that was watched: lending.condemn()."""
+        raise NotImplementedError
+
+    def _bury(self) -> None:
+        """Have what is in `_dead` closed."""
+        raise NotImplementedError
 
     # --- what the connector plans -------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.errors import OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
-from . import dialing, guard, leases, roles
+from . import dialing, guard, housekeeper, leases, roles
 from ._core import (
     COUNT_CONNECT,
     COUNT_CONNECT_ERROR,
@@ -29,6 +29,7 @@ from ._core import (
 )
 from .base import AttemptWithBackoff, BasePool, Timer, logger, now, one_line
 from .lending import close_idle
+from .notices import Watch, is_no_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -317,7 +318,17 @@ class Connector:
         if not pool._closed and not lend:
             logger.info("adding new connection to the pool")
         owner = pool._owner() if lend else 0
-        if not table.install(debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires, owner):
+        watch = _watch(pool, conn, debt.index)
+        try:
+            installed = table.install(
+                debt, conn, conn.pgconn, conn.pgconn.backend_pid, expires, owner, watch
+            )
+        except BaseException:
+            if watch is not None:
+                watch.close()
+            raise
+        if not installed:
+            conn._slot.unwatch()
             await pool._call(conn.close)
             table.vacate(debt)
 
@@ -417,6 +428,20 @@ class Connector:
             self._pool._table.vacate(retry[1])
         for debt in self._take_owed():
             self._pool._table.vacate(debt)
+
+
+def _watch(pool: BasePool, conn: Any, index: int) -> Watch | None:
+    """Have the housekeeper watch a new connection's socket. None where that can't be."""
+    if pool._peeks:
+        return None
+    try:
+        return housekeeper.watch(conn.pgconn.socket, index, pool._condemn)
+    except (AttributeError, TypeError, OperationalError):
+        return None  # a stand-in for a connection, or one that its configure has closed
+    except OSError as error:
+        if not is_no_socket(error):
+            pool._look_first()
+        return None
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -66,6 +66,7 @@ class Timer:
                 house.drop()
 
         # What weakref.WeakMethod does, in half the time.
+        self._object: Callable[[], object]
         self._object = weakref.ref(cast("MethodType", method).__self__, gone)
         self._function = cast("MethodType", method).__func__
 
@@ -73,6 +74,7 @@ class Timer:
         """Keep it from happening. False when it is too late for that. Never blocks."""
         won = self._taken.enter()
         if won:
+            self._object = _nothing  # and its end calls nobody any more
             self._house.drop()
         return won
 
@@ -86,6 +88,10 @@ class Timer:
     def is_idle(self) -> bool:
         """Whether nothing will come of it any more."""
         return self._taken.inside > 0 or self._object() is None
+
+
+def _nothing() -> None:
+    return None
 
 
 class Housekeeper:
@@ -136,11 +142,15 @@ class Housekeeper:
 
     def _is_idle(self) -> bool:
         """Whether there is nothing to wait for. Found out at the first thing that there is."""
-        return not (
-            notices.any_watched()
-            or any(not timer.is_idle for _, _, timer in self._due.copy())
-            or any(not timer.is_idle for timer in _copy(self._inbox))
-        )
+        if notices.any_watched():
+            return False
+        for _, _, timer in self._due.copy():
+            if not timer.is_idle:
+                return False
+        for timer in _copy(self._inbox):  # noqa: SIM110  # an interrupt in a generator goes unseen
+            if not timer.is_idle:
+                return False
+        return True
 
     # --- the thread -------------------------------------------------------------------------
 
@@ -198,7 +208,7 @@ class Housekeeper:
             self._asleep.leave()
 
 
-def _copy(timers: deque[Timer]) -> list[Timer]:
+def _copy(timers: deque[Due]) -> list[Due]:
     """Copy what others add to meanwhile: without a GIL that may strike the iteration."""
     while True:
         with suppress(RuntimeError):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from . import guard, parameters, roles
 from ._core import (
@@ -20,20 +20,26 @@ from ._core import (
     COUNT_REQUEST,
     COUNT_REQUEST_ERROR,
     COUNT_RETURN_BAD,
+    RETURN_CONDEMNED,
     RETURN_LATE,
     RETURN_TAKEN,
     Waiter,
 )
-from ._fastpath import Lease
+from ._fastpath import DATA, ENDED, HIDES_END, Lease, look
 from .base import AttemptWithBackoff, BasePool, logger, now, one_line
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
 
 if TYPE_CHECKING:
+    from .notices import Watch
     from .snapshot import SlotInfo
 
 IDLE = TransactionStatus.IDLE
 ACTIVE = TransactionStatus.ACTIVE
 UNKNOWN = TransactionStatus.UNKNOWN
+
+# What begin_return() says to whom the connection is left: it goes back to the table, or has been
+# taken out of that and is only to be closed.
+_OURS = (RETURN_TAKEN, RETURN_CONDEMNED)
 
 # How many of the longest lendings a PoolTimeout names.
 _HOLDERS_NAMED = 3
@@ -95,7 +101,7 @@ async def _failed_check(pool: BasePool, conn: Any, deadline: float) -> BaseExcep
         fails = isinstance(error, Exception)
         if fails:
             logger.info("connection failed check: %s", pool._hide(str(error)))
-        if pool._table.begin_return(conn) == RETURN_TAKEN:
+        if pool._table.begin_return(conn) in _OURS:
             await finish_return(pool, conn, served=False, deadline=deadline)
         if not fails:
             raise
@@ -106,14 +112,14 @@ async def _failed_check(pool: BasePool, conn: Any, deadline: float) -> BaseExcep
 async def _acquire(
     pool: BasePool, timeout: float, deadline: float, failed: BaseException | None = None
 ) -> Any:
-    """Get a connection that is neither expired nor drained, with `_pool` set. *failed*: what the
-    last check raised."""
+    """Get a connection that is fit to be lent, with `_pool` set. *failed*: what the last check
+    raised."""
     table = pool._table
     while True:
         conn = table.checkout(pool._owner())
         if conn is None:
             break
-        if not table.is_expired(conn._slot):
+        if not table.is_expired(conn._slot) and not _has_broken(pool, conn):
             conn._pool = pool
             return conn
         await retire(pool, conn)
@@ -137,10 +143,15 @@ async def _acquire(
         await leave_queue(pool, waiter)
         raise
     # Not one that has merely expired: with a short lifetime each would have, and none be lent.
-    if table.is_drained(conn._slot):
+    if table.is_drained(conn._slot) or _has_broken(pool, conn):
         return await acquire_another(pool, conn, timeout, deadline, failed)
     conn._pool = pool
     return conn
+
+
+def _has_broken(pool: BasePool, conn: Any) -> bool:
+    """Whether a connection is broken, where nobody would tell."""
+    return pool._peeks and has_ended(conn)
 
 
 async def acquire_another(
@@ -150,8 +161,8 @@ async def acquire_another(
     deadline: float,
     failed: BaseException | None = None,
 ) -> Any:
-    """Replace a connection that was granted, and get one that a drain has not made too old: this
-    one was on its way back while drain() looked for what is idle."""
+    """Replace a connection that was granted, and get one that is fit: this one was on its way back
+    while drain() looked for what is idle, or has broken."""
     await retire(pool, conn)
     return await _acquire(pool, timeout, deadline, failed)
 
@@ -189,8 +200,11 @@ async def leave_queue(pool: BasePool, waiter: Waiter) -> None:
     table.count(COUNT_REQUEST_ERROR)
     conn = table.abandon(waiter)
     if conn is not None:
-        table.begin_return(conn)
-        await restore(pool, conn)
+        outcome = table.begin_return(conn)
+        if outcome == RETURN_TAKEN:
+            await restore(pool, conn)
+        elif outcome == RETURN_CONDEMNED:
+            await close(pool, conn)
 
 
 def refuse_waiter(
@@ -264,9 +278,9 @@ def _begin_return(pool: BasePool, conn: Any) -> bool:
     if entry is not None and entry.leased:
         refuse(pool, conn)  # lent by connect(): only the lease may give it back
     outcome = pool._table.begin_return(conn)
-    if outcome != RETURN_TAKEN and outcome != RETURN_LATE:
+    if outcome not in _OURS and outcome != RETURN_LATE:
         refuse(pool, conn)
-    return bool(outcome == RETURN_TAKEN)
+    return outcome in _OURS
 
 
 def refuse(pool: BasePool, conn: Any) -> NoReturn:
@@ -284,10 +298,16 @@ def refuse(pool: BasePool, conn: Any) -> NoReturn:
     raise ValueError(f"can't return connection to pool {pool.name!r}, {origin}: {which}")
 
 
+async def accept_late(pool: BasePool, conn: Any) -> None:
+    """A lease of a connection that has left the pool meanwhile has ended."""
+    if pool._table.begin_return(conn) in _OURS:
+        await accept(pool, conn)
+
+
 async def close_lent(pool: BasePool, conn: Any) -> None:
     """The borrower closed a connection that is dead, or not to be lent again: free its slot, though
     it keeps the object."""
-    if pool._table.begin_return(conn) == RETURN_TAKEN:
+    if pool._table.begin_return(conn) in _OURS:
         logger.info("returning connection to %r", pool.name)
         if conn.closed:
             pool._table.count(COUNT_RETURN_BAD)
@@ -323,7 +343,10 @@ async def finish_return(
             await _clean(pool, conn, deadline)
         # There are six cases, in this order: broken; of no use; older than it may be, or than the
         # last drain; of a server that changed its role; more than a resize left room for; healthy.
-        if conn.pgconn.transaction_status == UNKNOWN or conn.closed:
+        condemned = table.is_retired(conn._slot)
+        if condemned or conn.pgconn.transaction_status == UNKNOWN or conn.closed:
+            if condemned:
+                await close(pool, conn)  # the driver may not know yet that it is broken
             if not served:
                 table.count(COUNT_LOST)
                 logger.info("not serving connection found broken")
@@ -332,6 +355,7 @@ async def finish_return(
                 if wanted:
                     logger.warning("discarding closed connection: %s", str(conn))
             await discard(pool, conn)
+            await look_at_idle(pool)
         elif not wanted:
             await discard(pool, conn)
         elif table.is_expired(conn._slot):
@@ -394,14 +418,22 @@ async def _clean(pool: BasePool, conn: Any, deadline: float) -> None:
 
 
 async def retire(pool: BasePool, conn: Any) -> None:
-    """Replace a connection that was found too old when it was to be lent."""
-    logger.info("discarding expired connection %s", str(conn))
-    if pool._table.begin_return(conn) == RETURN_TAKEN:
-        await discard(pool, conn)
+    """Replace a connection that was found too old, or broken, when it was to be lent."""
+    is_old = pool._table.is_expired(conn._slot)
+    if is_old:
+        logger.info("discarding expired connection %s", str(conn))
+    if pool._table.begin_return(conn) in _OURS:
+        await (discard(pool, conn) if is_old else discard_broken(pool, conn))
 
 
 async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: bool = True) -> None:
     """Take a connection that the caller owns out of the table, close it, and owe a new one."""
+    if pool._table.is_retired(conn._slot):  # condemned: its slot was freed then
+        if late:
+            pool._table.expect_late(conn._slot)
+        await close(pool, conn)
+        return
+    conn._slot.unwatch()
     debt = pool._table.evict(conn, late)
     try:
         await close(pool, conn)
@@ -437,3 +469,78 @@ async def close_idle(pool: BasePool) -> None:
         conn = table.reserve(index)
         if conn is not None:
             await discard(pool, conn, replace=False)
+
+
+# --- sessions that have ended -----------------------------------------------------------------
+
+
+def condemn(pool: BasePool, watch: Watch) -> bool:
+    """The session with this watch has ended: free its slot and replace it, whoever has it. A
+    borrower keeps the object, and may return it.
+
+    Called by the housekeeper, in its thread. False when the slot is somebody's for a moment.
+    """
+    done, idle = pool._table.condemn(watch.index, watch)
+    if done:
+        watch.close()
+        if idle is not None:
+            pool._table.count(COUNT_LOST)
+            pool._dead.append(idle)
+            pool._later(0.0, pool._bury)
+    return done
+
+
+async def bury(pool: BasePool) -> None:
+    """Close the connections that were condemned while idle, and say so."""
+    while True:
+        try:
+            conn = pool._dead.pop(0)
+        except IndexError:  # another worker took the last
+            return
+        await close(pool, conn)
+        _tell_of_broken(pool, conn)
+
+
+async def look_at_idle(pool: BasePool) -> None:
+    """A session was found broken in use, and what ended it may have ended others: look at those
+    that stand idle, a microsecond each, before anybody is lent one."""
+    table = pool._table
+    if not table.keeps_idle:
+        return
+    for index in range(table.capacity()):
+        conn = table.reserve(index)
+        if conn is None:
+            continue
+        if has_ended(conn):
+            await discard_broken(pool, conn)
+        else:
+            await restore(pool, conn, False)
+
+
+async def discard_broken(pool: BasePool, conn: Any) -> None:
+    """Replace a connection that the caller owns, and that was found broken while it was idle."""
+    pool._table.count(COUNT_LOST)
+    await discard(pool, conn)
+    _tell_of_broken(pool, conn)
+
+
+def _tell_of_broken(pool: BasePool, conn: Any) -> None:
+    # As loud as what else would have found it: with a check, that is nothing to warn of.
+    if pool._check is None:
+        logger.warning("discarding broken connection: %s", str(conn))
+    else:
+        logger.info("not serving connection found broken")
+
+
+def has_ended(conn: Any) -> bool:
+    """Whether the server has closed the session, as far as this side can know. Never blocks."""
+    try:
+        seen = look(conn.pgconn.socket)
+        if seen == DATA and HIDES_END:  # a notification, or the reason for the end: libpq may tell
+            conn.pgconn.consume_input()
+            seen = look(conn.pgconn.socket)
+        return bool(seen == ENDED or conn.pgconn.status == ConnStatus.BAD)
+    except (OperationalError, OSError):
+        return True
+    except (AttributeError, TypeError):
+        return False  # a stand-in for a connection, without a socket

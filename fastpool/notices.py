@@ -255,15 +255,17 @@ class Watch:
             self._drop(is_childs_copy=True)
 
     def _drop(self, is_childs_copy: bool) -> None:
-        self._method = _nobody  # the weak reference's callback holds this watch
-        _watches.pop(self.fd, None)
-        if not is_childs_copy:
-            # The kernel forgets a descriptor when all copies are closed; the connection's is open.
-            for sentry in list(_on_duty):
-                sentry.remove(self.fd)
-        with suppress(OSError):
+        # try: an interrupt may come in at any line.
+        try:
+            self._method = _nobody  # the weak reference's callback holds this watch
+            _watches.pop(self.fd, None)
+            if not is_childs_copy:
+                # The kernel forgets a socket when all its descriptors are closed: not yet.
+                for sentry in list(_on_duty):
+                    sentry.remove(self.fd)
+        finally:
             os.close(self.fd)
-        self._on_end()
+            self._on_end()
 
 
 def _nobody() -> None:

@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
 
@@ -33,6 +34,7 @@ from .abc import (
 from .base import BasePool, Job, Timer, now, run
 from .connector import Connector, open_connection
 from .guard import Guard, ThreadGuard
+from .notices import Watch
 from .workers import Workers
 
 if sys.version_info >= (3, 11):
@@ -186,7 +188,7 @@ class ConnectionPool(Generic[CT], BasePool):
     def __enter__(self) -> Self:
         self._warns = None
         self.open()
-        self._lends = self._KEEPS_IDLE
+        self._lend_directly()
         return self
 
     def __exit__(
@@ -283,6 +285,9 @@ class ConnectionPool(Generic[CT], BasePool):
     def _accept(self, conn: Any) -> None:
         run(lending.accept(self, conn))
 
+    def _accept_late(self, conn: Any) -> None:
+        run(lending.accept_late(self, conn))
+
     def _close_lent(self, conn: Any) -> None:
         run(lending.close_lent(self, conn))
 
@@ -297,6 +302,12 @@ class ConnectionPool(Generic[CT], BasePool):
 
     def _sweep(self) -> None:
         run(lending.close_idle(self))
+
+    def _condemn(self, watch: Watch) -> bool:
+        return lending.condemn(self, watch)
+
+    def _bury(self) -> None:
+        self._submit(partial(lending.bury, self))
 
     # --- connecting ---------------------------------------------------------------------------
 

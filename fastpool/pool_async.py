@@ -39,6 +39,7 @@ from .abc import (
 from .base import BasePool, Job, Timer
 from .connector import Connector, open_connection
 from .guard import Guard, TaskGuard
+from .notices import Watch
 from .tasks import FOREVER, Tasks
 
 if sys.version_info >= (3, 11):
@@ -202,7 +203,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     async def __aenter__(self) -> Self:
         self._warns = None
         await self.open()
-        self._lends = self._KEEPS_IDLE
+        self._lend_directly()
         return self
 
     async def __aexit__(
@@ -295,6 +296,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     async def _accept(self, conn: Any) -> None:
         await lending.accept(self, conn)
 
+    async def _accept_late(self, conn: Any) -> None:
+        await lending.accept_late(self, conn)
+
     async def _close_lent(self, conn: Any) -> None:
         await lending.close_lent(self, conn)
 
@@ -309,6 +313,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     def _sweep(self) -> None:
         self._submit(partial(lending.close_idle, self))
+
+    def _condemn(self, watch: Watch) -> bool:
+        return lending.condemn(self, watch)
+
+    def _bury(self) -> None:
+        self._submit(partial(lending.bury, self))
 
     def _put_back_dropped(self, conn: Any) -> None:
         # From a finalizer, in any thread.

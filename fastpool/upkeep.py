@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import guard, parameters, roles
+from . import guard, notices, parameters, roles
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
-from .lending import close_idle, discard, restore
+from .lending import bury, close_idle, discard, restore
 
 if TYPE_CHECKING:
     from .base import BasePool
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 def start(pool: BasePool) -> None:
     """Open the pool: have the connections made that it owes."""
     if pool._begin_open():
+        if not notices.can_watch():
+            pool._look_first()
         for debt in pool._table.owed():
             pool._connector.start(debt)
         if pool._table.keeps_idle:
             pool._plan_shrink()
-            pool._lends = pool._warns is None
+            if pool._warns is None:
+                pool._lend_directly()
 
 
 async def shut(pool: BasePool, timeout: float | None) -> None:
@@ -43,6 +46,8 @@ async def shut(pool: BasePool, timeout: float | None) -> None:
         pool._connector.close()
     # Also the second time: what an interrupted close() left is for the next.
     await close_idle(pool)
+    notices.unwatch(pool)
+    await bury(pool)
     if first:  # two chores that both close the pool don't wait for each other
         await pool._end_chores(limit)
         await close_idle(pool)  # what a chore brought in at the last moment

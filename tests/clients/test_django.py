@@ -62,7 +62,6 @@ def test_health_checks_find_the_sessions_that_ended_while_idle(run: Run) -> None
     assert seen == SESSIONS_WERE_REPLACED
 
 
-@pytest.mark.xfail(reason="nobody watches idle connections yet", raises=AssertionError)
 def test_sessions_that_ended_while_idle_are_found_without_health_checks(run: Run) -> None:
     seen = run("with_django", "broken_while_idle", health_checks=False)
     assert seen == SESSIONS_WERE_REPLACED

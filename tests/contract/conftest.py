@@ -253,6 +253,10 @@ def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
     """`end_session(conn)` ends the server's side; the client has yet to notice."""
 
     def end(conn: Any) -> None:
+        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
+        # or given back. That fastpool learns of its end before that, test_notices.py tests.
+        if (slot := getattr(conn, "_slot", None)) is not None:
+            slot.unwatch()
         gone = admin.execute(
             "select pg_terminate_backend(%s, 5000)", [conn.pgconn.backend_pid]
         ).fetchone()

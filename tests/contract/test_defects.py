@@ -548,6 +548,59 @@ def test_a_timeout_tells_why(impl, open_pool, network, spawn):
         assert part in text
 
 
+# Sessions that end
+
+
+@pytest.fixture
+def end(admin):
+    """`end(conn)` ends its session, and goes on when the server has."""
+
+    def terminate(conn):
+        pid = conn.pgconn.backend_pid
+        assert admin.execute("select pg_terminate_backend(%s, 5000)", [pid]).fetchone() == (True,)
+
+    return terminate
+
+
+@defect("dead idle connections are lent", raises=psycopg.OperationalError)
+def test_a_session_that_ended_while_idle_is_not_lent(full_pool, end):
+    pool = full_pool(min_size=3)
+    for conn in list(pool._pool):
+        end(conn)
+    time.sleep(0.1)
+    for _ in range(20):
+        with pool.connection(timeout=5.0) as conn:
+            conn.execute("select 1")
+
+
+@defect("nobody looks after idle connections")
+def test_what_ended_while_idle_is_replaced_unasked(full_pool, end, eventually):
+    pool = full_pool(min_size=2)
+    before = {conn.pgconn.backend_pid for conn in pool._pool}
+    for conn in list(pool._pool):
+        end(conn)
+    eventually(
+        lambda: (
+            len(pool._pool) == 2
+            and not before & {conn.pgconn.backend_pid for conn in list(pool._pool)}
+        ),
+        timeout=2.0,
+    )
+
+
+@defect("a slot is its borrower's until he gives it back", raises="PoolTimeout")
+@pytest.mark.parametrize("who", ["server", "borrower"])
+def test_a_session_that_ends_while_lent_frees_its_place(open_pool, end, who):
+    pool = open_pool()
+    conn = pool.getconn()
+    if who == "server":
+        end(conn)
+    else:
+        conn.close()
+    pool.putconn(pool.getconn(timeout=2.0))
+    pool.putconn(conn)
+
+
 # Threads
 
 

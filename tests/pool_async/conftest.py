@@ -347,6 +347,10 @@ def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
     """`end_session(conn)` ends the server's side; the client has yet to notice."""
 
     def end(conn: Any) -> None:
+        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
+        # or given back. That fastpool learns of its end before that, test_notices.py tests.
+        if (slot := getattr(conn, "_slot", None)) is not None:
+            slot.unwatch()
         pid = conn.pgconn.backend_pid
         assert admin.execute("select pg_terminate_backend(%s, 5000)", [pid]).fetchone() == (True,)
 
