@@ -39,6 +39,11 @@ GUARANTEES = {
         "tests/pool/test_forks.py::test_a_childs_pool_opens_sessions_of_its_own",
         "tests/pool/test_forks.py::test_whatever_a_child_does_the_parents_sessions_go_on",
     ],
+    "replaced before anybody": [
+        "tests/pool/test_notices.py::"
+        "test_idle_sessions_that_end_are_replaced_before_anybody_meets_them",
+        "tests/pool/test_notices.py::test_work_on_watched_connections_wakes_nobody",
+    ],
     "ends by its timeout, with `check=` too": [
         "tests/pool/test_deadlines.py::"
         "test_a_checkout_ends_in_time_when_backends_and_server_are_frozen",
@@ -116,6 +121,10 @@ DIFFERENCES = {
     "A forked child uses": [
         f"{DEFECTS}::test_a_forked_child_has_sessions_of_its_own",
         "tests/pool_async/test_forks.py::test_in_a_child_the_pool_refuses_and_says_why",
+    ],
+    "Dead idle connections": [
+        f"{DEFECTS}::test_a_session_that_ended_while_idle_is_not_lent",
+        f"{DEFECTS}::test_what_ended_while_idle_is_replaced_unasked",
     ],
     "Senseless arguments": [
         "tests/pool/kinds/test_parameters.py::test_an_argument_out_of_range_is_refused",
