@@ -156,6 +156,7 @@ class TaskGuard(Guard):
             assert self._task is not None
             others = self._task.uncancel() > self._levels
         else:
+            # Nothing tells of another cancellation in the same turn of the loop as the guard's.
             others = error.args != (self,)
         return isinstance(error, Exception) or (
             isinstance(error, asyncio.CancelledError) and not others
