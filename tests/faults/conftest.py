@@ -432,7 +432,7 @@ def _judge(subject: Subject, faults: Faults, eventually: Callable[..., Any]) -> 
             eventually(lambda: not subject.counts["in_use"], what=f"nothing of {subject} is lent")
             # What a fault broke in nobody's hands may be found broken by one more use each.
             for _ in range(subject.pool.max_size):
-                subject.attempt("use", timeout=IN_THE_END)
+                subject.attempt("use", timeout=IN_THE_END / 2)
             is_whole(subject, faults, eventually)
     finally:
         subject.attempt("close").succeeds()

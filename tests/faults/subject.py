@@ -38,7 +38,7 @@ ALL = (*POOLS, *NULL_POOLS)
 # What a call may take beyond its deadline, in seconds.
 GRACE = 0.05
 # Whatever hangs is given up after so many seconds: far beyond all that is promised.
-HANGS = 9.0
+HANGS = 12.0
 _TICK = 0.005
 _MOST_LATE = 1.0
 _LIVING = "select pid from pg_stat_activity where application_name = %s"

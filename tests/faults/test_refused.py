@@ -181,8 +181,8 @@ def test_a_wrong_password_is_named_and_not_tried_too_often_and_the_right_one_hea
             fastpool.PoolTimeout, naming="password authentication failed"
         )
     took = time.monotonic() - began
-    assert 1 <= account.refused() <= ATTEMPTS * took + 1
-    assert account.refused() == len(pool.attempts)
+    # One may be under way.
+    assert 1 <= account.refused() <= len(pool.attempts) <= ATTEMPTS * took + 2
     waits = pool.start("getconn", timeout=10.0)
     pool.dsn = account.dsn("right")
     mended = time.monotonic()
