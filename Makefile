@@ -9,7 +9,8 @@ STRESS_SECONDS ?= 60
 # Tests wait more than they work.
 TEST_JOBS ?= 2
 PYTEST_ARGS =
-SANITIZED = tests/core tests/pool tests/pool_async -m "not stress and not clients"
+# AddressSanitizer's own locks do not survive a fork among threads that allocate.
+SANITIZED = tests/core tests/pool tests/pool_async -m "not stress and not clients" -k "not forked_while_threads"
 DEMO_ARGS =
 MUTANTS =
 BASE = origin/main
@@ -88,9 +89,9 @@ stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 asan: ## the core's and the pools' tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) VENV=$(VENV)-asan FASTPOOL_SANITIZE=address,undefined $(VENV)-asan/.has-test
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 FASTPOOL_EXAMPLES=40 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(VENV)-asan/bin/pytest $(SANITIZED) -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
+	    $(VENV)-asan/bin/pytest $(SANITIZED) --timeout 300 -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: mutants
 mutants: $(VENV)/.has-test ## break the protocol in many ways, one at a time: the tests notice each

@@ -62,9 +62,10 @@ class Session:
         return (self.backend_pid, *(params or ())) if "pg_backend_pid" in query else (1,)
 
     def end_transaction(self) -> None:
-        """Commit, or roll back."""
-        self.ask()
-        self.transaction_status = TransactionStatus.IDLE
+        """Commit, or roll back. Asks nothing where there is no transaction, as the driver."""
+        if self.transaction_status != TransactionStatus.IDLE:
+            self.ask()
+            self.transaction_status = TransactionStatus.IDLE
 
 
 class Cursor:
