@@ -486,7 +486,7 @@ STUBS = sum("stubs" in options for options in OPTIONS.values())
 SHARE = SECONDS / 2 / (len(OPTIONS) - STUBS + 2)
 STUBS_SHARE = SECONDS / 2 / STUBS
 # How many times its share a pool may take to its number of cancellations.
-MOST = 4
+MOST = 12
 NULL = fastpool.AsyncNullConnectionPool
 
 
