@@ -119,6 +119,12 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "a granted slot is taken for lent when its session ends",
+        CORE,
+        "                elif (word & 0xFF) == IN_USE and slot.conn == NULL:\n",
+        "                elif (word & 0xFF) == IN_USE:\n",
+    ),
+    Mutant(
         "a closed table does not shut out who waits",
         CORE,
         "                if self.first != NULL:\n"
@@ -188,6 +194,8 @@ ORDERS = (
     "count after look",
     "word unchecked",
     "fate before word",
+    "fate seen once",
+    "ghosts heard",
 )
 
 

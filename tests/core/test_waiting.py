@@ -10,9 +10,15 @@ from __future__ import annotations
 import threading
 
 import pytest
-from core.stubs import FAR, CheckedTable, WokenWaiter, full
+from core.stubs import FAR, CheckedTable, Stub, WokenWaiter, full
 
-from fastpool._core import RETURN_NOT_LENT, RETURN_TAKEN, Waiter, monotonic_ns
+from fastpool._core import (
+    RETURN_CONDEMNED,
+    RETURN_NOT_LENT,
+    RETURN_TAKEN,
+    Waiter,
+    monotonic_ns,
+)
 
 PATIENT, OVERDUE = FAR, 0
 both = pytest.mark.parametrize("tau_ns", [PATIENT, OVERDUE], ids=["patient", "overdue"])
@@ -582,3 +588,25 @@ def test_a_slot_that_was_granted_is_not_returned_before_its_waiter_has_come(
     assert table.begin_return(conn, generation) == RETURN_NOT_LENT
     assert table.resume(waiter.raw) is conn
     assert table.begin_return(conn, generation) == RETURN_TAKEN
+
+
+class Watch:
+    """What watches a socket."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def test_a_slot_that_was_granted_is_not_condemned_before_its_waiter_has_come() -> None:
+    table = CheckedTable(1, 1, tau_ns=OVERDUE)
+    watch = Watch()
+    table.install(table.owed()[0], Stub(0), None, 1, FAR, watch=watch)
+    conn = table.lend()
+    waiter = table.queue()
+    table.give_back(conn)
+    assert waiter.is_settled
+    assert table.condemn(0, watch) == (False, None)
+    assert table.resume(waiter.raw) is conn
+    assert table.condemn(0, watch) == (True, None)
+    assert table.states() == ["closing"]
+    assert table.begin_return(conn) == RETURN_CONDEMNED
