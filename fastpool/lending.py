@@ -433,7 +433,6 @@ async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: boo
             pool._table.expect_late(conn._slot)
         await close(pool, conn)
         return
-    conn._slot.unwatch()
     debt = pool._table.evict(conn, late)
     try:
         await close(pool, conn)
@@ -442,6 +441,7 @@ async def discard(pool: BasePool, conn: Any, *, late: bool = False, replace: boo
             pool._connector.start(debt)
         else:
             pool._connector.grow()
+        conn._slot.unwatch()  # last: closing it lets other threads run, and they may want the slot
 
 
 async def close(pool: BasePool, conn: Any) -> None:
