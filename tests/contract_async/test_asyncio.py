@@ -7,6 +7,7 @@ import math
 import anyio
 import psycopg
 import pytest
+from driver import needs_cancellations_of_the_dead
 from psycopg.pq import TransactionStatus
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
@@ -222,6 +223,7 @@ async def test_a_check_that_is_cancelled_loses_no_connection(open_pool, spawn, e
     await eventually(lambda: pool.get_stats()["pool_available"] == 1)
 
 
+@needs_cancellations_of_the_dead
 @pytest.mark.parametrize("steps", [1, 2, 3])
 async def test_check_connection_cancelled_on_a_dead_connection_is_cancelled(
     impl, dsn, end_session, spawn, steps

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import psycopg
 import pytest
+from driver import needs_cancellations
 
 try:
     import psycopg_pool
@@ -188,6 +189,7 @@ async def test_what_was_given_to_one_who_is_cancelled_goes_to_the_next(open_pool
     await pool.putconn(conn)
 
 
+@needs_cancellations
 @defect("a cancelled rollback is taken for a failed one")
 @pytest.mark.parametrize("way", ["putconn", "close"])
 async def test_a_return_that_is_cancelled_in_its_rollback_is_cancelled(
@@ -277,6 +279,7 @@ async def test_nothing_is_lost_however_tasks_are_cancelled(open_pool, eventually
     assert (stats["pool_size"], stats["requests_waiting"]) == (4, 0)
 
 
+@needs_cancellations
 @defect("cancellations are swallowed in rollbacks")
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_nothing_is_lost_however_transactions_are_cancelled(open_pool, eventually, seed):

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from driver import needs_cancellations
 
 import fastpool
 import fastpool.guard
@@ -121,6 +122,7 @@ async def test_a_timeout_names_the_check_that_did_not_end(
         await pool.getconn(timeout=0.4)
 
 
+@needs_cancellations
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not count who has cancelled it")
 async def test_who_is_cancelled_while_a_check_is_overdue_ends_cancelled(
     open_pool: Callable[..., Awaitable[Any]],
@@ -156,6 +158,7 @@ async def test_who_is_cancelled_while_a_check_is_overdue_ends_cancelled(
     assert ending.is_set()
 
 
+@needs_cancellations
 async def test_a_cancelled_request_whose_check_gets_no_answer_ends_cancelled(
     open_pool: Callable[..., Awaitable[Any]],
     freeze: Callable[[Any], None],
