@@ -1204,6 +1204,7 @@ cdef class SlotTable:
         cdef int index
         cdef int64_t now = fp_now()
         cdef bint found = False
+        cdef bint settled
         with self.mutex:
             if woken:
                 waiter.token = False
@@ -1213,9 +1214,11 @@ cdef class SlotTable:
                     self.stamp(index, waiter.owner, fp_now_coarse())
                     self.settle(waiter, GRANTED, index, now)
                     found = True
+            settled = fp_load(&waiter.outcome) != WAITING
         if found:
             return self.after_leaving(waiter)
-        return self.collect(waiter)
+        # A grant that comes from here on is still being written: it is for the next round.
+        return self.collect(waiter) if settled else None
 
     def abandon(self, Waiter waiter not None):
         """Leave the queue: timed out, cancelled, interrupted. Return the connection if one was
