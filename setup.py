@@ -64,7 +64,7 @@ def extension(name: str) -> Extension:
         f"fastpool.{name}",
         [f"fastpool/{name}.pyx"],
         include_dirs=["fastpool"],
-        depends=["fastpool/_atomic.h"],
+        depends=["fastpool/_atomic.h", "fastpool/_site.h"],
         define_macros=MACROS,
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,

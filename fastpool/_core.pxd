@@ -22,6 +22,15 @@ cdef extern from "_atomic.h" nogil:
     int64_t fp_now()
     int64_t fp_now_coarse()
 
+cdef extern from "_site.h":
+    ctypedef struct fp_site:
+        fp_atomic code
+        fp_atomic at
+    int fp_mark(fp_site *site) nogil
+    PyObject *fp_here(uint64_t *at)
+    void fp_add_own(object)
+    int fp_line(object code, int at)
+
 cdef enum:
     CHUNK = 64              # slots in a chunk: one word of the free bitmap
     HINTS = 16
@@ -92,6 +101,7 @@ cdef struct Chunk:
     fp_atomic lent[CHUNK]   # the address of the object that was lent last; see SlotTable.recall()
     Slot slots[CHUNK]
     Detail details[CHUNK]
+    fp_site sites[CHUNK]    # where the program was that borrowed the slot last
     void *memory            # what malloc gave, before alignment
 
 
@@ -103,6 +113,9 @@ cdef struct View:
     int64_t since
     uint64_t uses
     uint64_t owner
+    uint64_t generation
+    PyObject *code          # a new reference, NULL where there is none
+    int at
 
 
 @cython.final
@@ -141,6 +154,7 @@ cdef class Waiter:
     cdef bint queued
     cdef int64_t since
     cdef uint64_t owner
+    cdef fp_site site               # where its owner called; the slot's former one after a grant
 
 
 @cython.final
@@ -206,6 +220,10 @@ cdef class SlotTable:
     # lending and returning
     cdef bint overdue(self) noexcept nogil
     cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil
+    cdef void stamp_for(self, int index, Waiter waiter) noexcept
+    cdef void mark(self, int index) noexcept
+    cdef void mark_anew(self, fp_site *site) noexcept
+    cdef PyObject *site_locked(self, int index, int *at) noexcept
     cdef object take(self, int index)
     cdef PyObject *recall(self, PyObject *conn) noexcept nogil
     cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now)

@@ -58,8 +58,10 @@ the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mute
 
 cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from cpython.weakref cimport PyWeakref_NewRef
+
+from types import CodeType
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
@@ -272,6 +274,7 @@ cdef class Waiter:
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
             PyThread_free_lock(self.lock)
+        Py_XDECREF(<PyObject *><size_t>fp_peek(&self.site.code))
 
     @property
     def is_settled(self):
@@ -357,6 +360,7 @@ cdef class SlotTable:
             slot = self.slot(i)
             Py_XDECREF(slot.conn)
             slot.conn = NULL
+            Py_XDECREF(<PyObject *><size_t>fp_peek(&self.chunk(i).sites[i & 63].code))
         for i in range(n):
             PyMem_RawFree(self.chunks[i].memory)
         PyMem_RawFree(self.many)
@@ -538,6 +542,51 @@ cdef class SlotTable:
         fp_poke(&slot.uses, fp_peek(&slot.uses) + 1)
         fp_store(&slot.word, (((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE)
 
+    cdef void stamp_for(self, int index, Waiter waiter) noexcept:
+        """The same for a waiter, with the place that it called from. Caller holds the mutex."""
+        cdef fp_site *site = &self.chunk(index).sites[index & 63]
+        cdef uint64_t code = fp_peek(&site.code)
+        self.stamp(index, waiter.owner, fp_now_coarse())
+        fp_poke(&site.code, fp_peek(&waiter.site.code))
+        fp_poke(&site.at, fp_peek(&waiter.site.at))
+        fp_poke(&waiter.site.code, code)    # its reference ends with the waiter
+
+    cdef inline void mark(self, int index) noexcept:
+        """Note where the program is that is about to borrow the slot, which is the caller's."""
+        cdef fp_site *site = &self.chunk(index).sites[index & 63]
+        if not fp_mark(site):
+            self.mark_anew(site)
+
+    cdef void mark_anew(self, fp_site *site) noexcept:
+        """The same, when the code is not that of the last time."""
+        cdef uint64_t at
+        cdef PyObject *code = fp_here(&at)
+        if <size_t>code == fp_peek(&site.code):
+            fp_poke(&site.at, at)
+        else:
+            with self.mutex:
+                fp_poke(&site.at, at)
+                at = fp_peek(&site.code)
+                fp_poke(&site.code, <size_t>code)
+            code = <PyObject *><size_t>at
+        Py_XDECREF(code)
+
+    def call_site(self, int index):
+        """(file, line, function) of where the slot was lent the last time, None if not known."""
+        cdef PyObject *code
+        cdef int at
+        with self.mutex:
+            code = self.site_locked(index, &at)
+        return describe(code, at)
+
+    cdef PyObject *site_locked(self, int index, int *at) noexcept:
+        """Caller holds the mutex, and gets a reference."""
+        cdef fp_site *site = &self.chunk(index).sites[index & 63]
+        cdef PyObject *code = <PyObject *><size_t>fp_peek(&site.code)
+        at[0] = <int>fp_peek(&site.at)
+        Py_XINCREF(code)
+        return code
+
     cdef object take(self, int index):
         """Hand out the slot's reference: from here on the borrower's is the only one."""
         cdef Slot *slot = self.slot(index)
@@ -560,6 +609,7 @@ cdef class SlotTable:
 
     cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now):
         cdef Slot *slot = self.slot(index)
+        self.mark(index)
         self.stamp(index, owner or PyThread_get_thread_ident(), now)
         if fast:
             fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
@@ -803,7 +853,8 @@ cdef class SlotTable:
         cdef int state
         cdef bint mine = False
         # Not only while IN_USE: whoever was returning it, or looked at it, has gone as well. Nor
-        # can anybody move the slot any more, for that takes the connection; but condemn() can.
+        # can anybody move the slot any more, for that takes the connection; but condemn() and
+        # reclaim() can.
         if not self.is_ours():
             return
         with self.mutex:
@@ -821,6 +872,28 @@ cdef class SlotTable:
             # A borrower that closed it on purpose knows what it does.
             closed = getattr(entry.pgconn, "status", 0) != 0
             self.on_lost(entry.index, entry.backend_pid, owner, held, closed)
+
+    def reclaim(self, int index, uint64_t generation):
+        """Take a connection out of the table that is lent, with this generation, to somebody who
+        has ended. Return the slot's debt and the pgconn; None when it is not lent so any more. A
+        late return is accepted, as after evict().
+        """
+        cdef Slot *slot = self.slot(index)
+        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef uint64_t word
+        cdef PyObject *pgconn = NULL
+        with self.mutex:
+            word = fp_load(&slot.word)
+            if (word == (generation << 8 | IN_USE) and slot.conn == NULL and detail.entry != NULL
+                    and fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING)):
+                # No reference to the entry: it may have lost its last one, and stand before the
+                # mutex in lost().
+                pgconn = <PyObject *>(<Entry>detail.entry).pgconn
+                Py_XINCREF(pgconn)
+                self.detach_locked(index, RETIRED_LENT)
+        if pgconn == NULL:
+            return None
+        return self.new_debt(index), fp_steal(pgconn)
 
     cdef Debt new_debt(self, int index):
         cdef Debt debt = Debt.__new__(Debt)
@@ -996,6 +1069,8 @@ cdef class SlotTable:
         slot.epoch = fp_load(&self.epoch)
         fp_poke(&slot.uses, 0)
         fp_poke(&slot.owner, 0)
+        if owner:
+            self.mark(index)
         with self.mutex:
             closed = fp_load(&self.is_closed) != 0
             if not closed:
@@ -1110,8 +1185,11 @@ cdef class SlotTable:
         """
         cdef int index = -1
         cdef bint full = False
+        cdef uint64_t at
         waiter.since = fp_now()
         waiter.table_ref = self.me
+        fp_poke(&waiter.site.code, <size_t>fp_here(&at))
+        fp_poke(&waiter.site.at, at)
         with self.mutex:
             if fp_load(&self.is_closed):
                 fp_store(&waiter.outcome, SHUT)
@@ -1124,7 +1202,7 @@ cdef class SlotTable:
                 if self.first == <PyObject *>waiter:
                     index = self.claim()
                     if index >= 0:
-                        self.stamp(index, waiter.owner, fp_now_coarse())
+                        self.stamp_for(index, waiter)
                         self.settle(waiter, GRANTED, index, waiter.since)
         if full:
             raise OverflowError(max_waiting)
@@ -1211,7 +1289,7 @@ cdef class SlotTable:
             if fp_load(&waiter.outcome) == WAITING and self.first == <PyObject *>waiter:
                 index = self.claim()
                 if index >= 0:
-                    self.stamp(index, waiter.owner, fp_now_coarse())
+                    self.stamp_for(index, waiter)
                     self.settle(waiter, GRANTED, index, now)
                     found = True
             settled = fp_load(&waiter.outcome) != WAITING
@@ -1253,7 +1331,7 @@ cdef class SlotTable:
         if index < 0:
             return head
         again[0] = True
-        self.stamp(index, head.owner, fp_now_coarse())
+        self.stamp_for(index, head)
         self.settle(head, GRANTED, index, now)
         asleep[0] = not head.token      # else it is awake already, on its way to resume()
         head.token = True
@@ -1380,15 +1458,17 @@ cdef class SlotTable:
 
     def survey(self):
         """(waiting, ns the first has waited, list of slots), each slot as (state, backend pid,
-        age ns, ns in this state, uses, owner ident). One pass: each slot is counted once."""
-        cdef int index, room, waiting
+        age ns, ns in this state, uses, owner ident, call site, generation). One pass: each slot
+        is counted once."""
+        cdef int index, waiting
+        cdef int room = 0
         cdef int n = 0
         cdef int64_t oldest, now
         cdef View *views = NULL
         try:
             while True:
+                drop_views(views, room)
                 room = self.capacity()
-                PyMem_RawFree(views)
                 views = <View *>PyMem_RawCalloc(room, sizeof(View))
                 if views == NULL:
                     raise MemoryError
@@ -1408,11 +1488,13 @@ cdef class SlotTable:
                     max(0, now - views[index].since) if views[index].since else 0,
                     views[index].uses if views[index].created >= 0 else 0,
                     views[index].owner if views[index].state == IN_USE else None,
+                    describe_view(&views[index]),
+                    views[index].generation,
                 )
                 for index in range(n)
             ]
         finally:
-            PyMem_RawFree(views)
+            drop_views(views, room)
         return waiting, oldest, slots
 
     cdef int view_locked(self, View *views, int room) noexcept:
@@ -1420,15 +1502,20 @@ cdef class SlotTable:
         those beyond it that are taken. Caller holds the mutex."""
         cdef int index
         cdef int taken = 0
+        cdef uint64_t word
         cdef Slot *slot
         cdef Detail *detail
         for index in range(room):
             slot = self.slot(index)
-            views[index].state = self.state(index)
+            word = fp_load(&slot.word)
+            views[index].state = word & 0xFF
+            views[index].generation = word >> 8
             views[index].since = <int64_t>fp_peek(&slot.since)
             views[index].uses = fp_peek(&slot.uses)
             views[index].owner = fp_peek(&slot.owner)
             views[index].created = -1
+            if views[index].state == IN_USE:
+                views[index].code = self.site_locked(index, &views[index].at)
             if views[index].state != EMPTY:
                 taken = index + 1
             detail = &self.chunk(index).details[index & 63]
@@ -1495,6 +1582,38 @@ cdef class SlotTable:
                == <uint64_t>(self.n_waiting + self.n_watching), "attention miscounts")
         demand(self.max_size == 0 or self.size <= self.max_size or self.surplus,
                f"size {self.size} above {self.max_size}")
+
+
+cdef object describe(PyObject *code, int at):
+    """(file, line, function) of a place in a code object; takes the reference."""
+    if code == NULL:
+        return None
+    found = fp_steal(code)
+    if not isinstance(found, CodeType):
+        return None
+    # 3.10's has the bare name only.
+    return (found.co_filename, fp_line(found, at),
+            getattr(found, "co_qualname", found.co_name))
+
+
+cdef object describe_view(View *view):
+    cdef PyObject *code = view.code
+    view.code = NULL
+    return describe(code, view.at)
+
+
+cdef void drop_views(View *views, int n) noexcept:
+    """Let go of a survey's copy, after an exception too."""
+    cdef int i
+    if views != NULL:
+        for i in range(n):
+            Py_XDECREF(views[i].code)
+        PyMem_RawFree(views)
+
+
+def skip_frames_of(dict module_globals not None):
+    """Say that a module's functions are not where a program calls the pool from."""
+    fp_add_own(module_globals)
 
 
 def by_turn(row):

@@ -9,6 +9,7 @@ end in one step; an async pool awaits it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import sys
@@ -17,20 +18,26 @@ import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from . import forks, parameters
-from ._core import COUNT_LOST, Gauge, SlotTable, Waiter
+from . import forks, parameters, stacks
+from ._core import COUNT_LOST, Gauge, SlotTable, Waiter, skip_frames_of
 from ._fastpath import FastPath, logger
 from .abc import Role
 from .errors import PoolClosed
 from .redaction import Redactor, hide
-from .snapshot import Snapshot, take
+from .snapshot import Snapshot, place, take
 
 if TYPE_CHECKING:
+    from . import leaks
     from .connector import Connector
     from .guard import Guard
     from .notices import Watch
+
+# A program calls the pool through these modules' functions, and at times through contextlib's.
+skip_frames_of(globals())
+skip_frames_of(vars(contextlib))
 
 T = TypeVar("T")
 Job = Callable[[], Coroutine[Any, Any, None]]
@@ -159,6 +166,8 @@ class BasePool(FastPath):
         order: str,
         max_connecting: int,
         role: Role | None,
+        leak_timeout: float | None,
+        reclaim_dead: bool,
         open: bool | None,
     ) -> None:
         is_async = self._OWNERS_ARE == "task"
@@ -181,6 +190,9 @@ class BasePool(FastPath):
         parameters.duration("max_lifetime", max_lifetime)
         parameters.duration("max_idle", max_idle, zero=False)
         parameters.duration("reconnect_timeout", reconnect_timeout)
+        if leak_timeout is not None:
+            parameters.duration("leak_timeout", leak_timeout, zero=False)
+        parameters.flag("reclaim_dead", reclaim_dead)
         parameters.check_rest(name=name, order=order, role=role, open=open)
 
         self.conninfo = conninfo
@@ -194,6 +206,8 @@ class BasePool(FastPath):
         self.max_idle = max_idle
         self.reconnect_timeout = reconnect_timeout
         self.num_workers = num_workers
+        self.leak_timeout = leak_timeout
+        self.reclaim_dead = reclaim_dead
 
         self._configure = configure
         self._check = check
@@ -218,6 +232,7 @@ class BasePool(FastPath):
         # In a forked child: open since before the fork, to be opened there when it is used.
         self._was_open = False
         self._connector: Connector
+        self._watchman: leaks.Watchman
         self._begin()
         forks.register(self)
 
@@ -396,7 +411,7 @@ class BasePool(FastPath):
         Consistent: the counts are made from the slots that it shows. Thread-safe; cheap enough
         for a metrics loop, not for every request.
         """
-        return take(self.name, self._table, self._owner_names())
+        return take(self.name, self._table, self._owner_names(), self.leak_timeout)
 
     # --- private names that programs in the wild read -----------------------------------------
 
@@ -439,7 +454,7 @@ class BasePool(FastPath):
             if pool is not None and not is_finalizing():
                 pool._table.count(COUNT_LOST)
                 if not closed:
-                    pool._warn_of_lost(backend_pid, owner, held_ns)
+                    pool._warn_of_lost(index, backend_pid, owner, held_ns)
 
         return on_lost
 
@@ -456,12 +471,13 @@ class BasePool(FastPath):
 
         return on_owed
 
-    def _warn_of_lost(self, backend_pid: int, owner: int, held_ns: int) -> None:
+    def _warn_of_lost(self, index: int, backend_pid: int, owner: int, held_ns: int) -> None:
         names, kind = self._owner_names(), self._OWNERS_ARE
         who = f"{kind} {names[owner]!r}" if owner in names else f"a {kind} that has ended"
         warnings.warn(
             f"a connection of pool {self.name!r} (backend {backend_pid}), lent to {who}"
-            f" {held_ns / _NS_PER_S:.2f} sec before, was collected without being given back."
+            f" {held_ns / _NS_PER_S:.2f} sec before{place(self._table.call_site(index))}, was"
+            " collected without being given back."
             " Use `with pool.connection()`. Its slot is free again",
             ResourceWarning,
             stacklevel=2,
@@ -513,6 +529,14 @@ class BasePool(FastPath):
     def _renewal_job(self) -> Coroutine[Any, Any, None]:
         raise NotImplementedError
 
+    def _plan_look(self) -> None:
+        self._later(self._watchman.period, self._look)
+
+    def _look(self) -> None:
+        if not self._closed:
+            self._watchman.look(self)
+            self._plan_look()
+
     # --- what the shells define, sync or async: called through _call() ------------------------
 
     if TYPE_CHECKING:
@@ -559,6 +583,15 @@ class BasePool(FastPath):
     def _owner_names(self) -> Mapping[int, str]:
         """Return the names of those who may be borrowers, by ident."""
         return {thread.ident or 0: thread.name for thread in threading.enumerate()}
+
+    def _borrowers(self) -> Mapping[int, Any]:
+        """Return all who run, by ident; None for those of whom nothing else is known."""
+        known = {thread.ident or 0: thread for thread in threading.enumerate()}
+        return {**dict.fromkeys(sys._current_frames()), **known}
+
+    def _stacks(self) -> Mapping[int, list[FrameType]]:
+        """Return what all who run are doing, by ident; the innermost frame first."""
+        return stacks.of_threads()
 
     async def _wait(self, waiter: Waiter, timeout: float) -> Any:
         """Wait for a connection. None after *timeout* seconds, or when the waiter was shut."""

@@ -26,6 +26,7 @@ from ._core import (
     Debt,
     Gauge,
     coarse_ns,
+    skip_frames_of,
 )
 from .base import AttemptWithBackoff, BasePool, Timer, logger, now, one_line
 from .lending import close_idle
@@ -33,6 +34,8 @@ from .notices import Watch, is_no_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+skip_frames_of(globals())
 
 # After giving up the pool still tries, this often (seconds), to have min_size connections again.
 REVIVAL_PERIOD = 30.0

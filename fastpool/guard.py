@@ -194,6 +194,13 @@ else:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
+def shut_down(pgconn: Any) -> None:
+    """End a session from outside, whatever is being done with it. Harmless when it is closed."""
+    with suppress(Exception):
+        descriptor = pgconn.socket
+        _shut_down(descriptor, _identity(descriptor))
+
+
 async def call(
     pool: BasePool, conn: Any, seconds: float, function: Callable[..., Any], *args: Any
 ) -> Any:

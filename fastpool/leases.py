@@ -24,10 +24,13 @@ import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import PGconn
 
+from ._core import skip_frames_of
 from ._fastpath import Lease
 
 if TYPE_CHECKING:
     from .base import BasePool
+
+skip_frames_of(globals())
 
 T_co = TypeVar("T_co", covariant=True)
 

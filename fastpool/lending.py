@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from . import guard, parameters, roles
+from . import guard, parameters, roles, stacks
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -24,6 +24,7 @@ from ._core import (
     RETURN_LATE,
     RETURN_TAKEN,
     Waiter,
+    skip_frames_of,
 )
 from ._fastpath import DATA, ENDED, HIDES_END, Lease, look
 from .base import AttemptWithBackoff, BasePool, logger, now, one_line
@@ -32,6 +33,8 @@ from .errors import PoolClosed, PoolTimeout, TooManyRequests
 if TYPE_CHECKING:
     from .notices import Watch
     from .snapshot import SlotInfo
+
+skip_frames_of(globals())
 
 IDLE = TransactionStatus.IDLE
 ACTIVE = TransactionStatus.ACTIVE
@@ -242,12 +245,29 @@ def _timeout_error(
         parts.append(f"the last check failed with {pool._hide(one_line(error))}")
     if pool._last_error is not None:
         parts.append(f"the last connection attempt failed with {pool._last_error}")
-    return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
+    made = PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
+    _note_stacks(pool, made, held[:_HOLDERS_NAMED])
+    return made
+
+
+def _note_stacks(pool: BasePool, error: PoolTimeout, held: list[SlotInfo]) -> None:
+    """Note on the exception what the holders are doing: a traceback shows it, from Python 3.11 on,
+    its text does not. Not what the caller does, which the traceback shows anyway."""
+    me, running = pool._owner(), pool._stacks()
+    notes = [
+        f"{pool._OWNERS_ARE} {slot.owner_name!r}, which holds backend {slot.backend_pid}, is at\n"
+        f"{stacks.text(running[slot.owner_ident or 0])}"
+        for slot in held
+        if slot.owner_ident in running and slot.owner_ident != me
+    ]
+    if notes:
+        error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
 
 def _holder(slot: SlotInfo, kind: str) -> str:
     who = f"{kind} {slot.owner_name!r}" if slot.owner_name else f"a {kind} that has ended"
-    return f"{who} for {slot.time_in_state:.2f} sec (backend {slot.backend_pid})"
+    where = f" at {slot.call_site}" if slot.call_site else ""
+    return f"{who} for {slot.time_in_state:.2f} sec (backend {slot.backend_pid}){where}"
 
 
 # --- return -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, Generic, cast
 from psycopg import Connection
 
 from . import _fastpath, dialing, housekeeper, leases, lending, upkeep
-from ._core import Waiter
+from ._core import Waiter, skip_frames_of
 from .abc import (
     CT,
     ConnectFailedCB,
@@ -42,6 +42,8 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Self
 
+
+skip_frames_of(globals())
 
 _IMPLICIT_OPEN = (
     "the default for the {} 'open' parameter will become 'False' in a future release. Please say"
@@ -86,6 +88,12 @@ class ConnectionPool(Generic[CT], BasePool):
     *role*: "read-write" or "read-only", for servers that fail over: the pool connects to no other
     kind (of the hosts in conninfo, libpq's target_session_attrs unless you set that), and replaces
     its connections when one that comes back is seen to have become the other kind.
+    *leak_timeout*: a connection that is lent for longer, in seconds, is warned of in the log, once:
+    who borrowed it, where, how long ago. None: no look is taken.
+    *reclaim_dead*: whether the connection of a thread that ended without giving it back is taken
+    from whoever still refers to it: its session is ended, its slot is free again, within seconds.
+    With either of the two such a connection is warned of. Not for a program in which one thread
+    borrows for another.
 
     In a forked child an open pool opens connections of its own at its first use. What was lent then
     is the parent's: in the child it is of no use, and giving it back is harmless.
@@ -124,6 +132,8 @@ class ConnectionPool(Generic[CT], BasePool):
         order: str = "fifo",
         max_connecting: int = 1,
         role: Role | None = None,
+        leak_timeout: float | None = None,
+        reclaim_dead: bool = False,
     ) -> None:
         super().__init__(
             conninfo,
@@ -146,6 +156,8 @@ class ConnectionPool(Generic[CT], BasePool):
             order=order,
             max_connecting=max_connecting,
             role=role,
+            leak_timeout=leak_timeout,
+            reclaim_dead=reclaim_dead,
             open=open,
         )
         if open is None:

@@ -19,13 +19,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, cast
 
 from psycopg import AsyncConnection
 
-from . import _fastpath, dialing, leases, lending, upkeep
-from ._core import Gauge, Waiter
+from . import _fastpath, dialing, leases, lending, stacks, upkeep
+from ._core import Gauge, Waiter, skip_frames_of
 from .abc import (
     ACT,
     AsyncConnectFailedCB,
@@ -48,6 +48,8 @@ else:
     from typing_extensions import Self
 
 
+skip_frames_of(globals())
+
 # It begins as psycopg_pool's does: programs filter it by that.
 _OPEN_IN_CONSTRUCTOR = (
     "opening the async pool {0} in the constructor is deprecated. Please say open=False and"
@@ -63,7 +65,8 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     The parameters are ConnectionPool's, with these differences. *configure*, *check* and *reset*
     are coroutine functions; *conninfo* and *kwargs*, where they are callables, and
     *reconnect_failed* may be. *reset* is run by a task. *num_workers*: how many tasks connect and
-    reset at a time.
+    reset at a time. *reclaim_dead* is about tasks: asyncio.wait_for() before Python 3.12 is one of
+    those that borrow for another.
 
     Open it with `async with AsyncConnectionPool(...)`, or `await pool.open()`. It belongs to the
     loop that it is opened in: used in another one, or in a forked child, its methods raise
@@ -104,6 +107,8 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         order: str = "fifo",
         max_connecting: int = 1,
         role: Role | None = None,
+        leak_timeout: float | None = None,
+        reclaim_dead: bool = False,
     ) -> None:
         super().__init__(
             conninfo,
@@ -126,6 +131,8 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             order=order,
             max_connecting=max_connecting,
             role=role,
+            leak_timeout=leak_timeout,
+            reclaim_dead=reclaim_dead,
             open=open,
         )
         self._tasks: Tasks
@@ -424,6 +431,18 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         if self._loop is None or self._loop.is_closed():
             return {}
         return {id(task): task.get_name() for task in asyncio.all_tasks(self._loop)}
+
+    def _stacks(self) -> Mapping[int, list[FrameType]]:
+        loop: asyncio.AbstractEventLoop | None = self._loop
+        if loop is None or _running_loop() is not loop:
+            return {}
+        return stacks.of_tasks(loop)
+
+    def _borrowers(self) -> Mapping[int, Any]:
+        threads = dict.fromkeys(super()._borrowers())
+        if self._loop is None or self._loop.is_closed():
+            return threads
+        return {**threads, **{id(task): task for task in asyncio.all_tasks(self._loop)}}
 
     async def _wait(self, waiter: Waiter, timeout: float) -> Any:
         await self._watch(waiter, timeout)

@@ -6,6 +6,7 @@ from the entries of the same survey, so the counts add up whatever the pool does
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -14,6 +15,9 @@ from typing import Any
 from ._core import STATES, SlotTable
 
 _NS = 1e-9
+
+# File, line, function.
+Site = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class SlotInfo:
     async pool: of the task."""
     owner_ident: int | None
     """For a slot in use: the ident of the thread that borrowed it; of a task, its id()."""
+    call_site: str | None = None
+    """For a slot in use: where in the program it was borrowed, "path/file.py:12 in function"."""
+    is_overdue: bool = False
+    """For a slot in use: held for longer than the pool's leak_timeout."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that json can write."""
@@ -85,11 +93,24 @@ class Snapshot:
         }
 
 
-def take(name: str, table: SlotTable, owners: Mapping[int, str]) -> Snapshot:
+def place(site: Site | None) -> str:
+    """Say where a call site is, to be added to a text."""
+    return "" if site is None else f" at {_spot(site)}"
+
+
+def _spot(site: Site) -> str:
+    file, line, function = site
+    return f"{file}:{line} in {function}"
+
+
+def take(
+    name: str, table: SlotTable, owners: Mapping[int, str], leak_timeout: float | None = None
+) -> Snapshot:
     """Picture *table*. *owners*: the names of those who may be borrowers, by ident.
 
     Thread-safe; blocks nobody for longer than the copying of the slots.
     """
+    limit = math.inf if leak_timeout is None else leak_timeout
     waiting, oldest, rows = table.survey()
     slots = tuple(
         SlotInfo(
@@ -101,8 +122,10 @@ def take(name: str, table: SlotTable, owners: Mapping[int, str]) -> Snapshot:
             uses=uses,
             owner_name=None if owner is None else owners.get(owner),
             owner_ident=owner,
+            call_site=None if site is None else _spot(site),
+            is_overdue=owner is not None and since * _NS > limit,
         )
-        for index, (state, pid, age, since, uses, owner) in enumerate(rows)
+        for index, (state, pid, age, since, uses, owner, site, _) in enumerate(rows)
     )
     counts = dict.fromkeys(STATES, 0)
     for slot in slots:

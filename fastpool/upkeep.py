@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import guard, notices, parameters, roles
+from . import guard, leaks, notices, parameters, roles
 from ._core import COUNT_LOST
 from .base import logger
 from .errors import PoolClosed, PoolTimeout
@@ -30,6 +30,9 @@ def start(pool: BasePool) -> None:
             pool._plan_shrink()
             if pool._warns is None:
                 pool._lend_directly()
+        if pool.leak_timeout is not None or pool.reclaim_dead:
+            pool._watchman = leaks.Watchman(pool.leak_timeout, pool.reclaim_dead)
+            pool._plan_look()
 
 
 async def shut(pool: BasePool, timeout: float | None) -> None:

@@ -70,7 +70,7 @@ async def async_leases(dsn: str) -> None:
 
 
 def snapshots(dsn: str) -> None:
-    with ConnectionPool(dsn, min_size=1, order="lifo", max_connecting=2, open=False) as pool:
+    with ConnectionPool(dsn, min_size=1, order="lifo", leak_timeout=60, reclaim_dead=True) as pool:
         picture = pool.snapshot()
     assert_type(picture, Snapshot)
     assert_type(picture.name, str)
@@ -91,12 +91,14 @@ def snapshots(dsn: str) -> None:
         assert_type(slot.uses, int)
         assert_type(slot.owner_name, str | None)
         assert_type(slot.owner_ident, int | None)
+        assert_type(slot.call_site, str | None)
+        assert_type(slot.is_overdue, bool)
         assert_type(slot.as_dict(), dict[str, Any])
 
 
 async def async_snapshots(dsn: str) -> None:
     async with AsyncConnectionPool(
-        dsn, min_size=1, order="fifo", max_connecting=2, role="read-only", open=False
+        dsn, order="fifo", leak_timeout=1.5, role="read-only", open=False
     ) as pool:
         assert_type(pool.snapshot(), Snapshot)
 

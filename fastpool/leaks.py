@@ -1,0 +1,99 @@
+"""Leases that last too long, and those whose borrower has ended.
+
+Owns: the periodic look at what is lent, for a pool that was given `leak_timeout` or `reclaim_dead`.
+Refuses: to look oftener than these ask for, and to do anything at a checkout.
+
+That a thread has ended is told by its ident, and idents are used again, quickly. So the thread that
+is found at the first look at a lease is remembered: another one under its ident is another one. A
+lease that was taken and abandoned between two looks, and whose thread's ident has been given away
+at once, passes for the new thread's until that ends.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import guard
+from ._core import STATES
+from .base import logger
+from .snapshot import place
+
+if TYPE_CHECKING:
+    from .base import BasePool
+
+# Seconds between two looks: at most, and at least.
+_SELDOM = 1.0
+_OFTEN = 0.01
+
+_IN_USE = STATES.index("in_use")
+
+
+class Watchman:
+    """Looks at one pool's leases now and then. Only in the housekeeper's thread, or the loop's."""
+
+    def __init__(self, leak_timeout: float | None, reclaim_dead: bool) -> None:
+        self._leak_timeout = leak_timeout
+        self._reclaim = reclaim_dead
+        quarter = _SELDOM if leak_timeout is None else leak_timeout / 4
+        self.period = min(_SELDOM, max(_OFTEN, quarter))
+        # By slot: the lease's generation, and its borrower as it was first seen.
+        self._seen: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
+        self._warned: dict[int, int] = {}
+        self._mourned: dict[int, int] = {}
+
+    def look(self, pool: BasePool) -> None:
+        """Warn of each lease that has become too old, or has lost its borrower; once of each."""
+        borrowers, names = pool._borrowers(), pool._owner_names()
+        for index, row in enumerate(pool._table.survey()[2]):
+            state, pid, _, held_ns, _, owner, site, generation = row
+            if state != _IN_USE or owner is None:
+                continue
+            held = held_ns * 1e-9
+            borrower = borrowers.get(owner)
+            is_dead = self._is_dead(index, generation, owner in borrowers, borrower)
+            if is_dead:
+                who = f"a {pool._OWNERS_ARE} that has ended"
+            else:
+                who = f"{pool._OWNERS_ARE} {names.get(owner, '?')!r}"
+            what = f"connection (backend {pid}) of pool {pool.name!r}"
+            lent = f"lent to {who} {held:.2f} sec ago{place(site)}"
+            limit = self._leak_timeout
+            if limit is not None and held > limit and self._first(self._warned, index, generation):
+                logger.warning("%s has not been given back: %s", what, lent)
+            if is_dead and self._first(self._mourned, index, generation):
+                logger.warning("%s is held by nobody who runs: %s", what, lent)
+                if self._reclaim:
+                    _reclaim(pool, index, generation)
+
+    def _is_dead(self, index: int, generation: int, runs: bool, borrower: Any) -> bool:
+        known = self._seen.get(index)
+        if known is None or known[0] != generation:
+            reference = None if borrower is None else weakref.ref(borrower)
+            known = self._seen[index] = (generation, reference)
+        if not runs:
+            return True
+        # A thread that Python did not start has no object; of that only the ident is known.
+        return known[1] is not None and borrower is not None and known[1]() is not borrower
+
+    @staticmethod
+    def _first(told: dict[int, int], index: int, generation: int) -> bool:
+        """Whether a lease has not been told of."""
+        is_new = told.get(index) != generation
+        told[index] = generation
+        return is_new
+
+
+def _reclaim(pool: BasePool, index: int, generation: int) -> None:
+    """Free the slot of a lease whose borrower has ended. Its session ends: the socket is shut down,
+    which a thread that uses the connection all the same gets as an error."""
+    found = pool._table.reclaim(index, generation)
+    if found is None:  # given back meanwhile
+        return
+    debt, pgconn = found
+    guard.shut_down(pgconn)
+    logger.warning("connection of pool %r reclaimed: its slot is free again", pool.name)
+    if pool._table.recycle(debt, True):
+        pool._connector.start(debt)
+    else:
+        pool._connector.grow()
