@@ -4,7 +4,7 @@ Importing it pulls in psycopg and the core, nothing else.
 """
 
 from . import base as base  # programs look for `psycopg_pool.base`
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests
 from .null_pool import NullConnectionPool
 from .null_pool_async import AsyncNullConnectionPool
 from .pool import ConnectionPool
@@ -19,6 +19,7 @@ __all__ = [
     "ConnectionPool",
     "NullConnectionPool",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolTimeout",
     "SlotInfo",
     "Snapshot",

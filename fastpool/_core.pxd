@@ -150,6 +150,7 @@ cdef class Waiter:
     cdef PyObject *previous
     cdef fp_atomic outcome
     cdef int index                  # the slot granted, -1 when none or taken
+    cdef readonly bint is_suspect   # it holds a connection of the pool that it waits for
     cdef bint token                 # woken, and has not looked yet
     cdef bint queued
     cdef int64_t since
@@ -245,6 +246,9 @@ cdef class SlotTable:
     cdef void link(self, Waiter waiter, bint watcher) noexcept
     cdef void unlink(self, Waiter waiter, bint watcher) noexcept
     cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept
+    cdef bint is_holder(self, uint64_t owner) noexcept nogil
+    cdef PyObject *waiter_of(self, uint64_t owner) noexcept
+    cdef bint all_wait_locked(self) noexcept
     cdef wake(self, Waiter waiter)
     cdef int park(self, Waiter waiter, int64_t deadline) except -1
     cdef object after_leaving(self, Waiter waiter)

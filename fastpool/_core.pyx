@@ -103,6 +103,7 @@ cdef enum Outcome:
     GRANTED = 1
     GONE = 2                # timed out or cancelled: the waiter's own decision
     SHUT = 3                # the pool was closed
+    DEADLOCKED = 4          # nobody will ever give back what it waits for
 
 STATES = ("empty", "connecting", "available", "in_use", "returning", "reserved", "closing")
 
@@ -284,6 +285,11 @@ cdef class Waiter:
     def was_shut(self):
         """True when the pool's closing ended the wait."""
         return fp_load(&self.outcome) == SHUT
+
+    @property
+    def is_deadlocked(self):
+        """True when a deadlock that it is part of ended the wait."""
+        return fp_load(&self.outcome) == DEADLOCKED
 
 
 cdef class Gauge:
@@ -1207,8 +1213,89 @@ cdef class SlotTable:
         if full:
             raise OverflowError(max_waiting)
         if index < 0:
+            waiter.is_suspect = self.is_holder(waiter.owner)
             return None
         return self.after_leaving(waiter)
+
+    # --- deadlocks ------------------------------------------------------------------------------
+
+    cdef bint is_holder(self, uint64_t owner) noexcept nogil:
+        """Whether the pool is at its maximum, and this one has some of it."""
+        cdef int index
+        cdef Slot *slot
+        if self.max_size == 0 or self.size < self.max_size:
+            return False
+        for index in range(self.max_size):
+            slot = self.slot(index)
+            if fp_peek(&slot.owner) == owner and (fp_load(&slot.word) & 0xFF) == IN_USE:
+                return True
+        return False
+
+    cdef PyObject *waiter_of(self, uint64_t owner) noexcept:
+        """The first waiter of this owner, NULL when there is none. Caller holds the mutex."""
+        cdef PyObject *cursor = self.first
+        while cursor != NULL and (<Waiter>cursor).owner != owner:
+            cursor = (<Waiter>cursor).next
+        return cursor
+
+    cdef bint all_wait_locked(self) noexcept:
+        """Whether all slots that there may be are lent, each to an owner who waits here. Caller
+        holds the mutex."""
+        cdef int index, state
+        cdef Slot *slot
+        if self.max_size == 0 or self.size != self.max_size or fp_load(&self.is_closed):
+            return False
+        for index in range(<int>fp_peek(&self.n_chunks) * CHUNK):
+            slot = self.slot(index)
+            state = self.state(index)
+            if state == EMPTY:
+                continue
+            if (state != IN_USE or slot.conn != NULL
+                    or self.waiter_of(fp_peek(&slot.owner)) == NULL):
+                return False
+        return True
+
+    def deadlock_suspects(self):
+        """(index, generation, owner) of each slot, if each is held by an owner who waits here; else
+        None. An owner is a number that says who borrowed: whether that one still has it, and can't
+        give it back, the caller finds out."""
+        cdef int index
+        cdef bint all_wait
+        with self.mutex:
+            all_wait = self.all_wait_locked()
+        if not all_wait:
+            return None
+        return [(index, fp_load(&self.slot(index).word) >> 8, fp_peek(&self.slot(index).owner))
+                for index in range(self.capacity()) if self.state(index) == IN_USE]
+
+    def break_deadlock(self, list held not None):
+        """Settle those who wait and hold, if these lendings still are all that there is. Return
+        whether they are."""
+        cdef int index
+        cdef bint asleep
+        cdef bint holds = True
+        cdef uint64_t generation, owner
+        cdef Waiter waiter
+        cdef PyObject *found
+        for index, generation, owner in held:
+            holds = holds and fp_load(&self.slot(index).word) == (generation << 8 | IN_USE)
+        with self.mutex:
+            holds = holds and self.all_wait_locked() and self.size == len(held)
+        if not holds:
+            return False
+        for index, generation, owner in held:
+            waiter = None
+            asleep = False
+            with self.mutex:
+                found = self.waiter_of(owner)
+                if found != NULL:
+                    waiter = <Waiter>found
+                    self.settle(waiter, DEADLOCKED, -1, fp_now())
+                    asleep = not waiter.token
+                    waiter.token = True
+            if asleep:
+                self.wake(waiter)
+        return True
 
     cdef wake(self, Waiter waiter):
         """End the waiter's parking. Its token says that this happens once. Outside the mutex."""
@@ -1250,7 +1337,7 @@ cdef class SlotTable:
             woken = fp_load(&waiter.outcome) == WAITING and self.park(waiter, deadline)
             conn = self.resume(waiter, woken)
             # Not: if it is settled. A grant that came since resume() looked is for the next round.
-            if conn is not None or fp_load(&waiter.outcome) == SHUT:
+            if conn is not None or fp_load(&waiter.outcome) >= SHUT:
                 return conn
             if fp_now() >= deadline:
                 return self.abandon(waiter)

@@ -16,7 +16,9 @@
 #include <Python.h>
 #include "_atomic.h"
 
-#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000
+#if PY_VERSION_HEX < 0x030B0000
+  #include <frameobject.h>
+#elif PY_VERSION_HEX < 0x030E0000
   #ifndef Py_BUILD_CORE
     #define Py_BUILD_CORE 1
   #endif

@@ -248,6 +248,8 @@ class BasePool(FastPath):
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
         self._shrink_timer: Timer | None = None
+        # What those in a deadlock are told: text and notes.
+        self._deadlock: tuple[str, list[str]] = ("", [])
         # Until when (seconds) a change of one session's role is no reason to replace all.
         self._renewed_until = -math.inf
 

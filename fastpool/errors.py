@@ -20,12 +20,17 @@ E = TypeVar("E", bound=psycopg.OperationalError)
 def _new(cls: type[E], *args: Any, **kwargs: Any) -> E:
     """Make an exception that can be caught under both names: `__new__` of the classes below."""
     made: Any = cls
-    theirs: Any = getattr(sys.modules.get("psycopg_pool"), cls.__name__, None)
+    theirs: Any = getattr(sys.modules.get("psycopg_pool"), _their_name(cls), None)
     is_error = isinstance(theirs, type) and issubclass(theirs, psycopg.OperationalError)
     if is_error and not issubclass(cls, theirs):  # while fastpool stands in, theirs is ours
         made = _both(made, theirs)
     error: E = psycopg.OperationalError.__new__(made, *args, **kwargs)
     return error
+
+
+def _their_name(cls: type[Any]) -> str:
+    """Under which name psycopg_pool has it, or what it is derived from."""
+    return "PoolTimeout" if issubclass(cls, PoolTimeout) else cls.__name__
 
 
 @functools.cache
@@ -60,6 +65,14 @@ class PoolTimeout(psycopg.OperationalError):
     __notes__: list[str]
     if not TYPE_CHECKING:
         __new__ = _new
+
+
+class PoolDeadlock(PoolTimeout):
+    """Every connection is held by somebody who waits for another one of this pool: none will ever
+    come back. Raised at once in all of these. Its text says who holds what, its notes are their
+    stacks."""
+
+    __module__ = "fastpool"
 
 
 class TooManyRequests(psycopg.OperationalError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from . import guard, parameters, roles, stacks
+from . import deadlock, guard, parameters, roles, stacks
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -28,7 +28,7 @@ from ._core import (
 )
 from ._fastpath import DATA, ENDED, HIDES_END, Lease, look
 from .base import AttemptWithBackoff, BasePool, logger, now, one_line
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests
 
 if TYPE_CHECKING:
     from .notices import Watch
@@ -139,6 +139,7 @@ async def _acquire(
         conn = _enqueue(pool, waiter)
         if conn is None:
             pool._connector.grow()
+            deadlock.look(pool, waiter, timeout)
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
                 refuse_waiter(pool, waiter, timeout, failed)
@@ -215,6 +216,11 @@ def refuse_waiter(
 ) -> NoReturn:
     if waiter.was_shut:
         raise PoolClosed(f"the pool {pool.name!r} is closed")
+    if waiter.is_deadlocked:
+        text, notes = pool._deadlock
+        error = PoolDeadlock(text)
+        error.__notes__ = notes
+        raise error
     raise _timeout_error(pool, timeout, failed)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, cast
 
 from psycopg import Connection
 
-from . import _fastpath, dialing, housekeeper, leases, lending, upkeep
+from . import _fastpath, deadlock, dialing, housekeeper, leases, lending, upkeep
 from ._core import Waiter, skip_frames_of
 from .abc import (
     CT,
@@ -267,6 +267,9 @@ class ConnectionPool(Generic[CT], BasePool):
         deadline = now() + timeout - waited
         return run(lending.acquire_another(self, conn, timeout, deadline))
 
+    def _look_for_deadlock(self, waiter: Waiter, timeout: float) -> None:
+        deadlock.look(self, waiter, timeout)
+
     def _leave_queue(self, waiter: Waiter) -> None:
         run(lending.leave_queue(self, waiter))
 
@@ -420,7 +423,7 @@ class ConnectionPool(Generic[CT], BasePool):
         while True:
             woken = not waiter.is_settled and waiter.gate.acquire(True, _lock_timeout(deadline))
             conn = self._table.resume(waiter, woken)
-            if conn is not None or waiter.was_shut:
+            if conn is not None or waiter.was_shut or waiter.is_deadlocked:
                 return conn
             if now() >= deadline:
                 return self._table.abandon(waiter)
