@@ -1277,13 +1277,13 @@ cdef class SlotTable:
         cdef uint64_t generation, owner
         cdef Waiter waiter
         cdef PyObject *found
-        for index, generation, owner in held:
+        for index, generation, _ in held:
             holds = holds and fp_load(&self.slot(index).word) == (generation << 8 | IN_USE)
         with self.mutex:
             holds = holds and self.all_wait_locked() and self.size == len(held)
         if not holds:
             return False
-        for index, generation, owner in held:
+        for _, _, owner in held:
             waiter = None
             asleep = False
             with self.mutex:

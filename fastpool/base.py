@@ -21,7 +21,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from . import forks, parameters, stacks
+from . import deadlock, forks, parameters, stacks
 from ._core import COUNT_LOST, Gauge, SlotTable, Waiter, skip_frames_of
 from ._fastpath import FastPath, logger
 from .abc import Role
@@ -250,6 +250,7 @@ class BasePool(FastPath):
         self._shrink_timer: Timer | None = None
         # What those in a deadlock are told: text and notes.
         self._deadlock: tuple[str, list[str]] = ("", [])
+        self._suspicion = Gauge()
         # Until when (seconds) a change of one session's role is no reason to replace all.
         self._renewed_until = -math.inf
 
@@ -530,6 +531,12 @@ class BasePool(FastPath):
 
     def _renewal_job(self) -> Coroutine[Any, Any, None]:
         raise NotImplementedError
+
+    def _suspect_deadlock(self, waiter: Waiter, timeout: float) -> None:
+        deadlock.suspect(self, waiter, timeout)
+
+    def _look_for_deadlock(self) -> None:
+        deadlock.look(self)
 
     def _plan_look(self) -> None:
         self._later(self._watchman.period, self._look)

@@ -12,8 +12,8 @@ but its borrower can give it back, and that one waits. A connection that is also
 a closure, a queue or another thread's variables proves nothing, and the waiting goes on.
 
 The slot table keeps no reference to what it has lent, so there is nothing to subtract. On a build
-without a GIL no thread's variables but the caller's can be read, and only who waits for itself is
-found out. Under gevent all greenlets have one thread's ident: no look is taken.
+without a GIL another thread's variables can't be read, and under gevent all greenlets have one
+thread's ident: there no look at threads is taken.
 """
 
 from __future__ import annotations
@@ -53,32 +53,35 @@ _DEPTH = 4
 # try for a moment is also how programs ask whether anything is free.
 SHORT = 1.0
 
+# How long a suspicion must have stood (seconds). What is on its way to somebody arrives meanwhile.
+DELAY = 0.2
+
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-def look(pool: BasePool, waiter: Waiter, timeout: float) -> None:
-    """*waiter*, which is the caller's, has queued, for *timeout* seconds. If that completes a
-    deadlock, fail all those in it: each waiter is settled, with `is_deadlocked`."""
-    if (
-        timeout <= SHORT
-        or not waiter.is_suspect
-        or (waiter.gate is not None and pool._OWNERS_ARE == "thread")
-    ):
-        return
+def suspect(pool: BasePool, waiter: Waiter, timeout: float) -> None:
+    """Have a look taken soon: *waiter*, which has queued for *timeout* seconds, holds a connection
+    of the pool itself. Never blocks."""
+    patched = waiter.gate is not None and pool._OWNERS_ARE == "thread"
+    if waiter.is_suspect and timeout > SHORT and not patched and pool._suspicion.enter():
+        pool._later(DELAY, pool._look_for_deadlock)
+
+
+def look(pool: BasePool) -> None:
+    """If there is a deadlock, fail all those in it: each waiter is settled, with `is_deadlocked`.
+    In the housekeeper's thread, or the event loop's."""
+    pool._suspicion.leave()
     held = pool._table.deadlock_suspects()
-    if held is None or not _is_proved(pool, held):
-        return
-    pool._deadlock = _describe(pool, held)
-    pool._table.break_deadlock(held)
+    if held is not None and _is_proved(pool, held):
+        pool._deadlock = _describe(pool, held)
+        pool._table.break_deadlock(held)
 
 
 # --- proof --------------------------------------------------------------------------------------
 
 
 def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
-    me = pool._owner()
-    of_others = pool._OWNERS_ARE == "thread" and any(owner != me for _, _, owner in held)
-    if of_others and not _HAS_GIL:
+    if pool._OWNERS_ARE == "thread" and not _HAS_GIL:
         return False
     running, alone = pool._stacks(), _is_alone(pool, held)
     for index, generation, owner in held:

@@ -68,9 +68,11 @@ class PoolTimeout(psycopg.OperationalError):
 
 
 class PoolDeadlock(PoolTimeout):
-    """Every connection is held by somebody who waits for another one of this pool: none will ever
-    come back. Raised at once in all of these. Its text says who holds what, its notes are their
-    stacks."""
+    """Every connection is held by somebody who waits for another one of this pool.
+
+    None will ever come back. Raised in all of these as soon as that is certain. Its text says who
+    holds what, its notes are their stacks.
+    """
 
     __module__ = "fastpool"
 

@@ -139,7 +139,7 @@ async def _acquire(
         conn = _enqueue(pool, waiter)
         if conn is None:
             pool._connector.grow()
-            deadlock.look(pool, waiter, timeout)
+            deadlock.suspect(pool, waiter, timeout)
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
                 refuse_waiter(pool, waiter, timeout, failed)

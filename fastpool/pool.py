@@ -19,7 +19,7 @@ from typing import Any, Generic, cast
 
 from psycopg import Connection
 
-from . import _fastpath, deadlock, dialing, housekeeper, leases, lending, upkeep
+from . import _fastpath, dialing, housekeeper, leases, lending, upkeep
 from ._core import Waiter, skip_frames_of
 from .abc import (
     CT,
@@ -266,9 +266,6 @@ class ConnectionPool(Generic[CT], BasePool):
     def _acquire_another(self, conn: Any, timeout: float, waited: float) -> Any:
         deadline = now() + timeout - waited
         return run(lending.acquire_another(self, conn, timeout, deadline))
-
-    def _look_for_deadlock(self, waiter: Waiter, timeout: float) -> None:
-        deadlock.look(self, waiter, timeout)
 
     def _leave_queue(self, waiter: Waiter) -> None:
         run(lending.leave_queue(self, waiter))
