@@ -32,6 +32,9 @@ GUARANTEES = {
     "garbage-collected unreturned frees its slot": [
         f"{DEFECTS}::test_a_lent_connection_that_is_collected_is_replaced",
     ],
+    "names who has held connections longest": [
+        "tests/pool/kinds/test_call_sites.py::test_a_timeout_names_the_call_site_and_notes_the_stack",
+    ],
     "its counts add up": [
         "tests/pool/test_snapshot.py::test_the_counts_of_every_snapshot_add_up_under_load",
     ],
