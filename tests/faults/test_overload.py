@@ -15,9 +15,9 @@ from faults.subject import POOLS, Loop
 import fastpool
 
 SIZE = 5
-HOLD = "select pg_sleep(0.02)"
-SECONDS = 4.0
-PATIENCE = 0.1
+HOLD = "select pg_sleep(0.04)"
+SECONDS = 5.0
+PATIENCE = 0.2
 OVERLOAD = 1.5
 GOODPUT = 0.9
 

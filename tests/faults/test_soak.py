@@ -16,8 +16,8 @@ from faults.conftest import descriptors
 SECONDS = float(os.environ.get("FAULTS_SOAK_SECONDS", "60"))
 PERIOD = 0.5
 CLIENTS = 8
-WORK = "select pg_sleep(0.002)"
-PAUSE = 0.004
+WORK = "select pg_sleep(0.01)"
+PAUSE = 0.01
 TIMEOUT = 5.0
 
 
