@@ -460,7 +460,7 @@ class Clients:
         while not self._stop.is_set():
             outcome = self.subject.attempt("use", timeout=self._timeout)
             # A null pool's error comes at once.
-            self._stop.wait(0.02 if outcome.ok or not self.subject.keeps_idle else 0.0)
+            self._stop.wait(0.02 if outcome.ok else 0.0 if self.subject.keeps_idle else 0.1)
 
     def stop(self) -> None:
         """End the client; blocks until its last call has ended."""
