@@ -604,7 +604,7 @@ async def test_a_lent_connection_that_is_collected_serves_who_waits(open_pool, d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         conn = await do(pool.getconn)
-        call = await waiter(pool, timeout=0.5)
+        call = await waiter(pool, timeout=2.0)
         del conn
         gc.collect()
         await do(pool.putconn, await call.result())

@@ -72,7 +72,9 @@ async def test_a_pool_that_waits_to_try_again_has_no_task(
     network.down()
     pool = new_pool(min_size=3, connection_class=network.connection_class)
     await pool.open()
-    await eventually(lambda: network.attempts == 3 and asyncio.all_tasks() == before)
+    # The first that fails has the others wait for it.
+    await eventually(lambda: network.attempts > 0 and asyncio.all_tasks() == before)
+    assert network.attempts < 4
     assert pool.snapshot().counts["connecting"] == 3
 
 
