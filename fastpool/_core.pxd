@@ -91,8 +91,8 @@ cdef struct Detail:
     PyObject *entry         # borrowed: the connection's Entry, NULL when there is no connection
     fp_atomic *fate         # that entry's
     PyObject *watch         # that entry's, to know it by; never followed
-    bint growth             # the connect in flight counts in SlotTable.growing
     PyObject *debt          # borrowed: the Debt for what the slot is owed, NULL when nothing
+    bint growth             # the connect in flight counts in SlotTable.growing
     bint orphan             # nobody goes on with what the slot is owed: see SlotTable.orphans()
 
 cdef struct Chunk:

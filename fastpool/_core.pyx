@@ -1314,11 +1314,12 @@ cdef class SlotTable:
                 microseconds = max(<int64_t>0, (deadline - fp_now() + 999) // 1000)
                 if microseconds > PY_TIMEOUT_MAX:
                     microseconds = PY_TIMEOUT_MAX
+            # Before, too: a signal that came since the last line of Python interrupts no sleep.
+            Py_MakePendingCalls()
             with nogil:
                 outcome = PyThread_acquire_lock_timed(waiter.lock, microseconds, 1)
             if outcome != PY_LOCK_INTR:
                 return outcome == PY_LOCK_ACQUIRED
-            Py_MakePendingCalls()
 
     def park_until(self, Waiter waiter not None, double timeout):
         """Park the thread that watches with this waiter, *timeout* seconds at most."""
