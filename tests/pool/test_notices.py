@@ -467,7 +467,8 @@ def test_a_timer_that_is_due_late_wakes_nobody_and_a_cancelled_one_is_let_go(
     eventually(lambda: house._asleep.inside)
     for _ in range(5000):
         house.later(60.0, owner.act).cancel()
-    assert len(house._inbox) + len(house._due) < 2100
+    # The thread has to come to run, which a busy machine does not let it at once.
+    eventually(lambda: len(house._inbox) + len(house._due) < 2100)
     anchor.cancel()
     eventually(lambda: not house._running.inside, what="the thread's end")
 
