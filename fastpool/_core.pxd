@@ -133,6 +133,8 @@ cdef class Entry:
     cdef public bint leased # lent by connect(): the borrower holds a Lease, not the connection
     cdef fp_atomic fate     # a Fate
 
+    cdef int end_watch(self) except -1
+
 
 @cython.final
 cdef class Debt:

@@ -162,16 +162,22 @@ cdef class Entry:
     def __dealloc__(self):
         cdef SlotTable table
         cdef uint64_t fate = fp_load(&self.fate)
+        try:
+            if self.table_ref is not None and (fate == RESIDENT or fate == CONDEMNED):
+                table = self.table_ref()
+                if table is not None:
+                    table.lost(self)
+        finally:
+            # Last, and whatever comes of it: the watch is Python, which an interrupt may end.
+            self.end_watch()
+
+    cdef int end_watch(self) except -1:
         if self.watch is not None:
             try:
                 self.watch.close()
             except (AttributeError, NameError, TypeError):
                 pass    # one that was closed before, and has been emptied; or the interpreter ends
-        if self.table_ref is None or (fate != RESIDENT and fate != CONDEMNED):
-            return
-        table = self.table_ref()
-        if table is not None:
-            table.lost(self)
+        return 0
 
     @property
     def created_ns(self):

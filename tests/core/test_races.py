@@ -1007,6 +1007,26 @@ def test_an_interrupt_at_any_line_of_a_close_leaves_nothing_that_a_second_close_
     assert lines >= 15
 
 
+def test_an_interrupt_in_the_finalizer_that_ends_a_watch_loses_no_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A connection is collected; its entry's end ends the watch on its socket; an interrupt arrives
+    there, and ends in the finalizer: the slot has to be nobody's by then."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
+    class Watch:
+        def close(self) -> None:
+            raise Interrupt
+
+    table = SlotTable(1, 1)
+    table.install(table.owed()[0], Stub(0), None, 1, FAR, watch=Watch())
+    conn = table.checkout()
+    del conn
+    gc.collect()
+    assert table.state_name(0) == "closing"
+    assert table.orphans() == [0]
+
+
 @pytest.mark.parametrize("interrupts", [0, 1, 100])
 def test_an_interrupt_in_the_finalizer_that_tells_of_a_loss_loses_no_slot(
     interrupts: int, monkeypatch: pytest.MonkeyPatch
