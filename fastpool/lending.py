@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from . import deadlock, guard, parameters, roles, stacks
+from . import deadlock, guard, parameters, roles
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -251,23 +251,7 @@ def _timeout_error(
         parts.append(f"the last check failed with {pool._hide(one_line(error))}")
     if pool._last_error is not None:
         parts.append(f"the last connection attempt failed with {pool._last_error}")
-    made = PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
-    _note_stacks(pool, made, held[:_HOLDERS_NAMED])
-    return made
-
-
-def _note_stacks(pool: BasePool, error: PoolTimeout, held: list[SlotInfo]) -> None:
-    """Note on the exception what the holders are doing: a traceback shows it, from Python 3.11 on,
-    its text does not. Not what the caller does, which the traceback shows anyway."""
-    me, running = pool._owner(), pool._stacks()
-    notes = [
-        f"{pool._OWNERS_ARE} {slot.owner_name!r}, which holds backend {slot.backend_pid}, is at\n"
-        f"{stacks.text(running[slot.owner_ident or 0])}"
-        for slot in held
-        if slot.owner_ident in running and slot.owner_ident != me
-    ]
-    if notes:
-        error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
+    return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
 
 
 def _holder(slot: SlotInfo, kind: str) -> str:
