@@ -61,6 +61,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from cpython.weakref cimport PyWeakref_NewRef
 
+from sys import _current_frames as current_frames
 from types import CodeType
 
 cdef extern from "pythread.h" nogil:
@@ -645,6 +646,12 @@ cdef class SlotTable:
         return fp_load(&self.slot(entry.index).word) >> 8
 
     # --- returning --------------------------------------------------------------------------
+
+    def is_returning(self, Entry entry not None, uint64_t generation):
+        """Whether the connection is being returned still, from the lending with this generation.
+        """
+        return (fp_load(&self.slot(entry.index).word) == (generation << 8 | RETURNING)
+                and fp_load(&entry.fate) == RESIDENT)
 
     cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
         """IN_USE -> RETURNING, for one caller only. With a generation >= 0, for that lending only.
@@ -1721,6 +1728,46 @@ def by_index(row):
 cdef demand(bint holds, str what):
     if not holds:
         raise AssertionError(what)
+
+
+# ---- what threads are doing
+
+cdef extern from *:
+    """
+    #define fp_back(frame) ((PyObject *)PyFrame_GetBack((PyFrameObject *)(frame)))
+    """
+    PyObject *fp_back(object frame)     # a new reference, NULL for the outermost
+    int PyGC_Disable()
+    int PyGC_Enable()
+
+
+def stacks_of_threads(idents, Py_ssize_t limit):
+    """Return the frames of these threads, or of all (None), by ident; the innermost first.
+
+    In C, and without the collector, that no other thread may run before the last frame is in hand:
+    a frame that has gone on meanwhile leads back into memory that its thread has used anew.
+    """
+    cdef bint collects = PyGC_Disable()
+    cdef dict stacks = {}
+    try:
+        for ident, frame in (<dict>current_frames()).items():
+            if idents is None or ident in idents:
+                stacks[ident] = outwards(frame, limit)
+    finally:
+        if collects:
+            PyGC_Enable()
+    return stacks
+
+
+def outwards(frame, Py_ssize_t limit):
+    """Return a frame and those that called it, at most *limit*, the innermost first."""
+    cdef PyObject *back
+    cdef list frames = []
+    while frame is not None and len(frames) < limit:
+        frames.append(frame)
+        back = fp_back(frame)
+        frame = None if back == NULL else fp_steal(back)
+    return frames
 
 
 # ---- how this was compiled

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -600,9 +600,12 @@ class BasePool(FastPath):
         known = {thread.ident or 0: thread for thread in threading.enumerate()}
         return {**dict.fromkeys(sys._current_frames()), **known}
 
-    def _stacks(self) -> Mapping[int, list[FrameType]]:
-        """Return what all who run are doing, by ident; the innermost frame first."""
-        return stacks.of_threads()
+    def _stacks(
+        self, idents: Collection[int] | None = None, limit: int = sys.maxsize
+    ) -> Mapping[int, list[FrameType]]:
+        """Return what these borrowers, or all who run, are doing: the *limit* innermost frames by
+        ident, the innermost first. Of whom nothing can be known, nothing."""
+        return stacks.of_threads(idents, limit)
 
     async def _wait(self, waiter: Waiter, timeout: float) -> Any:
         """Wait for a connection. None after *timeout* seconds, or when the waiter was shut."""

@@ -56,8 +56,6 @@ SHORT = 1.0
 # How long a suspicion must have stood (seconds). What is on its way to somebody arrives meanwhile.
 DELAY = 0.2
 
-_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-
 
 def suspect(pool: BasePool, waiter: Waiter, timeout: float) -> None:
     """Have a look taken soon: *waiter*, which has queued for *timeout* seconds, holds a connection
@@ -81,8 +79,6 @@ def look(pool: BasePool) -> None:
 
 
 def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
-    if pool._OWNERS_ARE == "thread" and not _HAS_GIL:
-        return False
     running, alone = pool._stacks(), _is_alone(pool, held)
     for index, generation, owner in held:
         frames = [frame for frame in running.get(owner, ()) if not _is_ours(frame)]
@@ -227,7 +223,9 @@ def _is_on_a_stack(by: list[Any], variables: _Variables, mine: list[Any]) -> boo
 
 def _describe(pool: BasePool, held: list[tuple[int, int, int]]) -> tuple[str, list[str]]:
     """Return the text of the exception, and its notes: the stacks."""
-    kind, names, running = pool._OWNERS_ARE, pool._owner_names(), pool._stacks()
+    kind, names = pool._OWNERS_ARE, pool._owner_names()
+    owners = dict.fromkeys(owner for _, _, owner in held)
+    running = pool._stacks(owners, stacks.TOLD)
     rows = pool._table.survey()[2]
     parts = []
     for index, _, owner in held:
@@ -242,7 +240,7 @@ def _describe(pool: BasePool, held: list[tuple[int, int, int]]) -> tuple[str, li
     )
     notes = [
         f"{kind} {names.get(owner, '?')!r} waits at\n{stacks.text(running[owner])}"
-        for owner in dict.fromkeys(owner for _, _, owner in held)
+        for owner in owners
         if owner in running
     ]
     return text, notes

@@ -57,7 +57,8 @@ class PoolClosed(psycopg.OperationalError):
 class PoolTimeout(psycopg.OperationalError):
     """The pool could not lend a connection in time, or was not full in time.
 
-    Its text names who has held connections longest, and where they were borrowed.
+    Its text names who has held connections longest, and where they were borrowed. Its notes
+    (`__notes__`, shown by tracebacks from Python 3.11 on) are the stacks of these.
     """
 
     __module__ = "fastpool"

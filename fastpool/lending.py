@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from . import deadlock, guard, parameters, roles
+from . import deadlock, guard, parameters, roles, stacks
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -251,7 +251,24 @@ def _timeout_error(
         parts.append(f"the last check failed with {pool._hide(one_line(error))}")
     if pool._last_error is not None:
         parts.append(f"the last connection attempt failed with {pool._last_error}")
-    return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
+    made = PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec: " + "; ".join(parts))
+    _note_stacks(pool, made, held[:_HOLDERS_NAMED])
+    return made
+
+
+def _note_stacks(pool: BasePool, error: PoolTimeout, held: list[SlotInfo]) -> None:
+    """Note on the exception what the holders are doing: a traceback shows it, from Python 3.11 on,
+    its text does not. Not what the caller does, which the traceback shows anyway."""
+    others = {slot.owner_ident or 0 for slot in held} - {pool._owner()}
+    running = pool._stacks(others, stacks.TOLD)
+    notes = [
+        f"{pool._OWNERS_ARE} {slot.owner_name!r}, which holds backend {slot.backend_pid}, is at\n"
+        f"{stacks.text(running[slot.owner_ident or 0])}"
+        for slot in held
+        if slot.owner_ident in running
+    ]
+    if notes:
+        error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
 
 def _holder(slot: SlotInfo, kind: str) -> str:
@@ -344,6 +361,7 @@ async def finish_return(
     found broken then is what checks are for, not worth a warning. *deadline*: that checkout's.
     """
     table = pool._table
+    generation = table.generation(conn._slot)
     try:
         if pool._closed:
             await discard(pool, conn)
@@ -382,7 +400,8 @@ async def finish_return(
             await restore(pool, conn)
     except BaseException:
         # Cancelled, or interrupted: whatever state the session is in, its slot must not be lost.
-        if table.state_name(conn._slot.index) == "returning" and not table.is_retired(conn._slot):
+        # Unless that came after restore(): then it may be its next borrower who returns it now.
+        if table.is_returning(conn._slot, generation):
             await discard(pool, conn)
         raise
 

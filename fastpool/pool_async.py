@@ -15,7 +15,7 @@ import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -432,11 +432,13 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
             return {}
         return {id(task): task.get_name() for task in asyncio.all_tasks(self._loop)}
 
-    def _stacks(self) -> Mapping[int, list[FrameType]]:
+    def _stacks(
+        self, idents: Collection[int] | None = None, limit: int = sys.maxsize
+    ) -> Mapping[int, list[FrameType]]:
         loop: asyncio.AbstractEventLoop | None = self._loop
         if loop is None or _running_loop() is not loop:
             return {}
-        return stacks.of_tasks(loop)
+        return stacks.of_tasks(loop, idents, limit)
 
     def _borrowers(self) -> Mapping[int, Any]:
         threads = dict.fromkeys(super()._borrowers())

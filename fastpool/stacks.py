@@ -1,42 +1,46 @@
 """What threads and tasks are doing: their frames, and these as text.
 
-Owns: walking a thread's stack, and the chain of coroutines that a task awaits. Refuses: lines of
-source, which are slow to find and may hold a password: files, lines and names are enough.
+Owns: whose stack is looked at and how far, and the chain of coroutines that a task awaits. Refuses:
+lines of source, which are slow to find and may hold a password: files, lines and names are enough.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
+from ._core import outwards, stacks_of_threads
+
 # How many frames of a stack are told, the innermost.
-_TOLD = 30
+TOLD = 30
+
+_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-def of_threads() -> Mapping[int, list[FrameType]]:
-    """Return the frames of every thread that runs Python, by ident; the innermost first."""
-    return {ident: _outwards(frame) for ident, frame in sys._current_frames().items()}
+def of_threads(
+    idents: Collection[int] | None = None, limit: int = sys.maxsize
+) -> Mapping[int, list[FrameType]]:
+    """Return the *limit* innermost frames of these threads, or of all that run Python, by ident;
+    the innermost first. None without a GIL: nothing stops the others there while one looks."""
+    return stacks_of_threads(idents, limit) if _HAS_GIL else {}
 
 
-def of_tasks(loop: asyncio.AbstractEventLoop) -> Mapping[int, list[FrameType]]:
-    """Return the frames of every task of *loop* that is not done, by id(); the innermost first.
-    Only of those that the thread of the loop finds, which is to call this."""
-    current = asyncio.current_task(loop) if asyncio._get_running_loop() is loop else None
-    stacks = {id(task): _awaited(task) for task in asyncio.all_tasks(loop) if task is not current}
-    if current is not None:
-        stacks[id(current)] = _outwards(sys._getframe())
-    return stacks
-
-
-def _outwards(frame: FrameType | None) -> list[FrameType]:
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
+def of_tasks(
+    loop: asyncio.AbstractEventLoop,
+    idents: Collection[int] | None = None,
+    limit: int = sys.maxsize,
+) -> Mapping[int, list[FrameType]]:
+    """Return the *limit* innermost frames of these tasks of *loop*, or of all that are not done,
+    by id(); the innermost first. Only the thread of the loop finds them: it is to call this."""
+    current = asyncio.current_task(loop)
+    return {
+        id(task): outwards(sys._getframe(), limit) if task is current else _awaited(task)[:limit]
+        for task in asyncio.all_tasks(loop)
+        if idents is None or id(task) in idents
+    }
 
 
 def _awaited(task: asyncio.Task[Any]) -> list[FrameType]:
@@ -55,7 +59,7 @@ def _awaited(task: asyncio.Task[Any]) -> list[FrameType]:
 def text(frames: Iterable[FrameType]) -> str:
     """Return a stack as a traceback would have it, the innermost frame last."""
     told = []
-    for frame in list(frames)[:_TOLD]:
+    for frame in frames:
         code = frame.f_code
         name = getattr(code, "co_qualname", code.co_name)
         told.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {name}')

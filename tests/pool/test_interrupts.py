@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import fastpool
+from fastpool import lending
+from fastpool._core import RETURN_TAKEN
 
 INTERRUPTS = 200
 
@@ -106,6 +108,31 @@ def test_an_interrupted_wait_ends_at_once_and_leaves_the_queue(
     assert pool.snapshot().waiting == 0
     assert pool.get_stats()["requests_errors"] == 1
     pool.putconn(conn)
+    all_there(pool)
+
+
+def test_an_interrupt_after_a_return_leaves_the_connection_to_its_next_borrower(
+    new_pool: Callable[..., Any],
+    all_there: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = new_pool()
+    conn = pool.getconn()
+    conn.execute("select 1")
+    restore = lending.restore
+
+    async def restore_and_be_interrupted(*args: Any) -> None:
+        await restore(*args)
+        # The next borrower is in the middle of its return when the interrupt comes.
+        assert pool.getconn(timeout=0.0) is conn
+        assert pool._table.begin_return(conn) == RETURN_TAKEN
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lending, "restore", restore_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.putconn(conn)
+    assert not conn.closed
+    assert pool._table.restore(conn) is False
     all_there(pool)
 
 

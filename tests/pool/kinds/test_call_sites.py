@@ -7,6 +7,7 @@ import gc
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
@@ -196,3 +197,39 @@ async def test_a_task_that_waited_is_known_by_its_own_line(
     conn = await task
     assert re.search(r"test_call_sites\.py:\d+ in .*wait$", site_of(pool))
     await pool.putconn(conn)
+
+
+async def test_a_timeout_notes_what_the_holders_do(
+    open_pool: Callable[..., Awaitable[Any]], kind: str
+) -> None:
+    pool = await open_pool()
+    if kind:
+        gate = asyncio.Event()
+
+        async def hold_in_task() -> None:
+            async with pool.connection():
+                await gate.wait()
+
+        holding = asyncio.create_task(hold_in_task(), name="the holder")
+    else:
+        sync_gate = threading.Event()
+
+        def hold_in_thread() -> None:
+            with pool.connection():
+                assert sync_gate.wait(10.0)
+
+        holder = threading.Thread(target=hold_in_thread, name="the holder")
+        holder.start()
+    await until(lambda: pool.snapshot().counts["in_use"] == 1, "one in use")
+    with pytest.raises(fastpool.PoolTimeout, match="held longest by .* 'the holder'") as caught:
+        await done(pool.getconn(timeout=0.01))
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{'task' if kind else 'thread'} 'the holder', which holds backend")
+    assert re.search(r'File ".*test_call_sites\.py", line \d+, in .*hold_in', note)
+    assert note.rstrip().endswith(" in wait" if sys.version_info < (3, 11) else ".wait")
+    if kind:
+        gate.set()
+        await holding
+    else:
+        sync_gate.set()
+        holder.join()
