@@ -273,6 +273,17 @@ def test_the_readme_names_only_files_that_exist() -> None:
             assert (ROOT / link).exists(), f"{document.name} links to {link}"
 
 
+def test_the_design_names_every_part_of_the_package() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    parts = {path.name for path in (ROOT / "fastpool").glob("*.py") if path.stem[:2] != "__"}
+    parts |= {path.name for path in (ROOT / "fastpool").glob("*.pyx")}
+    parts |= {path.name for path in (ROOT / "fastpool").glob("*.h")}
+    parts |= {f"{path.parent.name}/" for path in (ROOT / "fastpool").glob("*/*.py")}
+    rows = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w.]+[/.]\w*)`", row)}
+    assert parts == named
+
+
 def test_each_mutant_fits_the_sources_in_one_place() -> None:
     """`make mutants` is for now and then: a change that moves what it breaks is told of here."""
     found = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]

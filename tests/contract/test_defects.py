@@ -141,6 +141,16 @@ def test_a_check_of_a_frozen_backend_ends_by_the_deadline(impl, open_pool, spawn
             pool.putconn(call.result())
 
 
+@defect("a check that closes the connection has it lent", raises=FAILED)
+def test_a_check_that_closes_the_connection_has_failed(impl, open_pool):
+    def check(conn):
+        conn.close()
+
+    pool = open_pool(check=check)
+    with pytest.raises(impl.PoolTimeout, match="the check function closed"):
+        pool.getconn(timeout=0.2)
+
+
 @defect("an expired idle connection is lent")
 def test_an_expired_idle_connection_is_not_lent(open_pool, eventually, pid):
     pool = open_pool(max_lifetime=0.1)

@@ -309,6 +309,16 @@ async def test_stale_connections_do_not_use_up_the_timeout(impl, open_pool, end_
         assert await works(conn)
 
 
+@defect("a check that closes the connection has it lent", raises=FAILED)
+async def test_a_check_that_closes_the_connection_has_failed(impl, open_pool):
+    async def check(conn):
+        await conn.close()
+
+    pool = await open_pool(check=check)
+    with pytest.raises(impl.PoolTimeout, match="the check function closed"):
+        await pool.getconn(timeout=0.2)
+
+
 @defect("an expired idle connection is lent")
 async def test_an_expired_idle_connection_is_not_lent(open_pool, eventually, pid):
     pool = await open_pool(max_lifetime=0.1)

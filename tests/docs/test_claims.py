@@ -15,6 +15,7 @@ from docs.pages import ROOT
 DEFECTS = "tests/contract/test_defects.py"
 ASYNC = "tests/contract_async/test_defects.py"
 NULL = "tests/contract_null/test_defects.py"
+MOVING = ROOT / "docs" / "moving.md"
 
 GUARANTEES = {
     "lent to one borrower at a time": [
@@ -67,7 +68,7 @@ GUARANTEES = {
     ],
 }
 
-DIFFERENCES = {
+MENDED = {
     # Waiting
     "A request that gave up stays": [
         f"{DEFECTS}::test_one_who_timed_out_does_not_count_as_waiting",
@@ -82,6 +83,7 @@ DIFFERENCES = {
     "`getconn(timeout=1)` with": [
         f"{DEFECTS}::test_a_check_of_a_frozen_backend_ends_by_the_deadline",
     ],
+    "A `check` that closes": [f"{DEFECTS}::test_a_check_that_closes_the_connection_has_failed"],
     "A `PoolTimeout` says how long": [f"{DEFECTS}::test_a_timeout_tells_why"],
     "`wait()` twice at a time": [
         f"{DEFECTS}::test_two_threads_may_wait_until_the_pool_is_full",
@@ -98,6 +100,11 @@ DIFFERENCES = {
     "With `close_returns`, closing a broken": [
         f"{DEFECTS}::test_closing_a_broken_connection_frees_its_place"
     ],
+    "With `close_returns`, the second": [
+        f"{DEFECTS}::test_a_second_close_leaves_the_idle_connection_alone",
+        f"{DEFECTS}::test_a_connection_may_be_closed_in_its_block",
+    ],
+    "ends while it is lent": [f"{DEFECTS}::test_a_session_that_ends_while_lent_frees_its_place"],
     "dropped without being given back is lost": [
         f"{DEFECTS}::test_a_lent_connection_that_is_collected_is_replaced"
     ],
@@ -109,6 +116,7 @@ DIFFERENCES = {
     "whose reset was still queued": [f"{DEFECTS}::test_closing_closes_what_waits_for_its_reset"],
     # Sizes and upkeep
     "`resize(10, 10)`": [f"{DEFECTS}::test_resize_of_a_grown_pool_stays_within_max_size"],
+    "A larger `max_size`": [f"{DEFECTS}::test_a_larger_max_size_serves_those_who_wait"],
     "Each `check()` adds a connection": [
         f"{DEFECTS}::test_check_makes_no_connection_more",
         f"{DEFECTS}::test_a_request_is_served_while_check_runs",
@@ -146,6 +154,44 @@ DIFFERENCES = {
         f"{NULL}::test_reconnect_failed_is_called_when_a_replacement_is_given_up",
         f"{NULL}::test_closing_a_connection_frees_its_place",
     ],
+    "While one connects": [
+        f"{NULL}::test_a_return_does_not_wait_for_a_connect",
+        f"{NULL}::test_closing_does_not_wait_for_a_connect",
+    ],
+    "to a smaller maximum": [f"{NULL}::test_a_connection_beyond_a_smaller_maximum_is_closed"],
+}
+
+DIFFERENT = {
+    "**Overtaking.**": [
+        "tests/core/test_waiting.py::test_a_newcomer_queues_behind_one_that_is_overdue",
+        "tests/core/test_waiting.py::test_the_order_of_the_line_is_the_order_of_service",
+    ],
+    "**Deadlines.**": [
+        "tests/pool/test_deadlines.py::test_a_return_does_not_wait_for_a_rollback_without_end",
+        "tests/pool/test_deadlines.py::test_a_reset_that_gets_no_answer_holds_no_worker",
+        "tests/pool/test_deadlines.py::test_check_goes_on_past_frozen_backends",
+    ],
+    "**An attempt to connect that": [
+        "tests/pool/test_recovery.py::test_an_attempt_without_an_answer_holds_no_worker",
+        "tests/pool/test_recovery.py::"
+        "test_a_pool_that_gives_up_at_once_makes_two_attempts_a_second",
+    ],
+    "**A null pool's connect**": [
+        "tests/faults/test_network.py::"
+        "test_a_null_pools_connect_ends_by_its_callers_deadline_in_a_frozen_network",
+        "tests/contract_null/test_connect.py::test_connecting_sees_the_borrowers_context",
+    ],
+    "**A late return**": [
+        "tests/pool/test_notices.py::"
+        "test_a_session_that_ends_while_lent_is_replaced_while_its_borrower_still_has_it",
+    ],
+    "**Descriptors.**": [
+        "tests/pool/test_notices.py::"
+        "test_descriptors_and_threads_are_as_before_when_the_last_pool_is_closed",
+    ],
+    "**Private attributes.**": [
+        "tests/contract/test_driver.py::test_the_size_and_the_state_can_be_read",
+    ],
 }
 
 pytestmark = pytest.mark.skipif(
@@ -159,23 +205,26 @@ def section(page: Path, title: str) -> str:
     return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def guarantees() -> list[str]:
-    """Return what the README guarantees, one item of its list each."""
-    text = section(ROOT / "README.md", "What it guarantees")
-    return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+def items(page: Path, title: str) -> list[str]:
+    """Return the items of the list below a heading."""
+    text = re.split(r"\n\n(?![- ])", section(page, title).partition("\n- ")[2])[0]
+    return [" ".join(item.split()) for item in text.split("\n- ")]
 
 
-def differences() -> list[str]:
-    """Return the rows of moving.md's tables of what is mended."""
-    text = section(ROOT / "docs" / "moving.md", "What is mended")
-    rows = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
-    return [row for row in rows if not row.startswith("psycopg_pool 3.3 |")]
+def rows(page: Path, title: str) -> list[str]:
+    """Return the rows of the tables below a heading, without what stands above their columns."""
+    found = re.findall(r"^\| (.+) \|$", section(page, title), re.MULTILINE)
+    return [row for row in found if not row.startswith("psycopg_pool 3.3 |")]
 
 
 @pytest.mark.parametrize(
     ("claims", "shown_by"),
-    [(guarantees(), GUARANTEES), (differences(), DIFFERENCES)],
-    ids=["README", "moving"],
+    [
+        (items(ROOT / "README.md", "What it guarantees"), GUARANTEES),
+        (rows(MOVING, "What is mended"), MENDED),
+        (items(MOVING, "What is different"), DIFFERENT),
+    ],
+    ids=["guarantees", "mended", "different"],
 )
 def test_nothing_is_claimed_that_no_test_shows(
     claims: list[str], shown_by: dict[str, list[str]]
@@ -189,7 +238,12 @@ def test_nothing_is_claimed_that_no_test_shows(
 @pytest.mark.parametrize(
     "test",
     sorted(
-        {name for each in (GUARANTEES, DIFFERENCES) for names in each.values() for name in names}
+        {
+            name
+            for each in (GUARANTEES, MENDED, DIFFERENT)
+            for names in each.values()
+            for name in names
+        }
     ),
 )
 def test_a_test_that_shows_it_exists(test: str) -> None:
