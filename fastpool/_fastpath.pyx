@@ -255,8 +255,8 @@ def look(long long fd):
 cdef class FastPath:
     """What every pool inherits: its slot table, and the plain cases of lending and returning.
 
-    The shell keeps `_lends` and `_keeps` up to date: whether there is anything to do at a lending
-    or a return besides moving the slot.
+    The shell keeps `_lends` up to date: whether it has nothing to do at a lending or a return
+    besides moving the slot.
     """
 
     cdef readonly SlotTable _table

@@ -284,6 +284,18 @@ def test_the_design_names_every_part_of_the_package() -> None:
     assert parts == named
 
 
+def test_contributing_says_where_things_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Where things are\n")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("|") and "`" in row]
+    assert len(rows) >= 3
+    for row in rows:
+        files = re.findall(r"\]\(([^)#]+\.pyx?)\)", row)
+        sources = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(\w+)`", row):
+            assert re.search(rf"\b{name}\b", sources), f"no {name} in {files}"
+
+
 def test_each_mutant_fits_the_sources_in_one_place() -> None:
     """`make mutants` is for now and then: a change that moves what it breaks is told of here."""
     found = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
