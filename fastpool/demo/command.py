@@ -26,8 +26,9 @@ from .interrupts import Interrupts
 from .load import Load, LoadNotStartedError, LoadResult, describe
 from .postgres import PostgresUnavailable, connect_or_start
 from .report import Machine, PoolResult, Report
+from .screen import make_view
 from .text import Line, paragraph, shorten
-from .view import Frame, View, make_view
+from .view import Frame, View
 
 EXIT_OK = 0
 EXIT_ERRORS = 1

@@ -1,12 +1,12 @@
 """What is shown while the load runs: plain lines, or a live picture where there is a terminal.
 
 A view is given frames and draws them. It asks the pool for nothing and measures nothing. This file
-holds the plain one, which needs no more than the standard library; `live` holds the other.
+holds the plain one, which needs no more than the standard library; `live` holds the other, and
+`screen` chooses.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from .contenders import Picture
 from .text import LEGEND, Line, duration, encodable, paragraph, strip
 
 _WIDEST = 100
-_LEAST_COLUMNS, _LEAST_ROWS = 60, 18  # for the live picture
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,6 @@ class View(Protocol):
 
     def end(self) -> None:
         """Stop showing the run."""
-
-
-def make_view(stream: TextIO) -> View:
-    """Return the live view when *stream* is a terminal that can do it and rich is there.
-
-    Everywhere else, and where the terminal is too small for the picture, it is the plain view.
-    """
-    columns, rows = shutil.get_terminal_size((80, 24))
-    capable = stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-    if capable and columns >= _LEAST_COLUMNS and rows >= _LEAST_ROWS:
-        try:
-            from .live import LiveView
-        except ImportError:  # rich is optional
-            pass
-        else:
-            return LiveView(stream)
-    return PlainView(stream)
 
 
 # Heading and width of each column. Where the line is too narrow, the last ones are left out.

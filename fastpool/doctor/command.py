@@ -16,8 +16,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 import fastpool
+from fastpool.demo.screen import make_view
 from fastpool.demo.text import Line, paragraph
-from fastpool.demo.view import make_view
 
 from . import here, server
 from .finding import ERROR, LEVELS, NOTE, OK, WARNING, Finding
