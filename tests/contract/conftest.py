@@ -1,14 +1,12 @@
 """What the contract tests share: the two implementations, and ways to put a pool into a state.
 
 Every test in this directory runs once on psycopg_pool and once on fastpool, so the contract is
-checked and not only believed. Owns no assertion about a pool. All of it is fixtures, for in
-importlib mode a test cannot import its neighbours.
+checked and not only believed. What the three suites of the contract have in common is in
+tests/shared. Owns no assertion about a pool.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +16,15 @@ from typing import Any
 
 import psycopg
 import pytest
-
-IMPLEMENTATIONS = ("psycopg_pool", "fastpool")
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package under test. psycopg_pool may be missing, fastpool may not."""
-    if request.param == "psycopg_pool":
-        reason = "psycopg_pool, the yardstick, is not installed"
-        module: ModuleType = pytest.importorskip("psycopg_pool", reason=reason)
-        return module
-    return importlib.import_module(request.param)
+from shared.contract import base as base
+from shared.contract import impl as impl
+from shared.contract import log as log
+from shared.contract import quick_backoff as quick_backoff
+from shared.sessions import admin as admin
+from shared.sessions import end_session as end_session
+from shared.sessions import pid as pid
+from shared.threads import ThreadCall
+from shared.threads import break_connection as break_connection
 
 
 @pytest.fixture(autouse=True)
@@ -47,18 +42,6 @@ def threads_end_with_their_test(eventually: Callable[..., Any]) -> Iterator[None
     yield
     with suppress(AssertionError):
         eventually(ended, timeout=2.0)
-
-
-@pytest.fixture
-def base(impl: ModuleType) -> ModuleType:
-    """The package's module `base`."""
-    return importlib.import_module(f"{impl.__name__}.base")
-
-
-@pytest.fixture
-def quick_backoff(base: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the first delay between two attempts to connect 20 ms instead of a second."""
-    monkeypatch.setattr(base.AttemptWithBackoff, "INITIAL_DELAY", 0.02)
 
 
 @pytest.fixture
@@ -113,48 +96,15 @@ def waiting(eventually: Callable[..., Any]) -> Callable[..., None]:
     return wait
 
 
-class Call:
-    """A call running in a daemon thread of its own."""
-
-    def __init__(self, function: Callable[[], Any], name: str | None) -> None:
-        self._function = function
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._function()
-        except BaseException as error:
-            self._error = error
-
-    @property
-    def done(self) -> bool:
-        return not self.thread.is_alive()
-
-    def result(self, timeout: float = 5.0) -> Any:
-        """Return what the call returned, or raise what it raised.
-
-        Blocks up to *timeout* seconds, then raises TimeoutError.
-        """
-        self.thread.join(timeout)
-        if not self.done:
-            raise TimeoutError(f"still running after {timeout} s")
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
 @pytest.fixture
-def spawn() -> Iterator[Callable[..., Call]]:
+def spawn() -> Iterator[Callable[..., ThreadCall]]:
     """`spawn(function, *args, thread_name=None, **kwargs)` starts a call in a thread."""
-    calls: list[Call] = []
+    calls: list[ThreadCall] = []
 
     def start(
         function: Callable[..., Any], *args: Any, thread_name: str | None = None, **kwargs: Any
-    ) -> Call:
-        call = Call(lambda: function(*args, **kwargs), thread_name)
+    ) -> ThreadCall:
+        call = ThreadCall(lambda: function(*args, **kwargs), thread_name)
         calls.append(call)
         return call
 
@@ -233,90 +183,3 @@ def network() -> Iterator[Network]:
     network = Network()
     yield network
     network.release()
-
-
-@pytest.fixture
-def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that belongs to no pool, in autocommit mode."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def pid() -> Callable[[Any], int]:
-    """`pid(conn)` names the session behind a connection, known without a query."""
-    return lambda conn: int(conn.pgconn.backend_pid)
-
-
-@pytest.fixture
-def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
-    """`end_session(conn)` ends the server's side; the client has yet to notice."""
-
-    def end(conn: Any) -> None:
-        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
-        # or given back. That fastpool learns of its end before that, test_notices.py tests.
-        if (slot := getattr(conn, "_slot", None)) is not None:
-            slot.unwatch()
-        gone = admin.execute(
-            "select pg_terminate_backend(%s, 5000)", [conn.pgconn.backend_pid]
-        ).fetchone()
-        assert gone == (True,)
-
-    return end
-
-
-@pytest.fixture
-def break_connection(end_session: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`break_connection(conn)` ends the session and lets the client notice."""
-
-    def break_(conn: Any) -> None:
-        end_session(conn)
-        with suppress(psycopg.OperationalError):
-            conn.execute("select 1")
-        assert conn.broken
-
-    return break_
-
-
-class Log(logging.Handler):
-    """The lines that pools log, each put into words when it's logged.
-
-    A connection shown in a line would look different afterwards.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self._lines: list[tuple[int, str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append((record.levelno, record.levelname, record.getMessage()))
-
-    def lines(self, level: int = logging.DEBUG) -> list[tuple[str, str]]:
-        """Level and text of each line of at least *level*, oldest first."""
-        return [(name, text) for number, name, text in list(self._lines) if number >= level]
-
-    def texts(self, level: int = logging.DEBUG) -> list[str]:
-        """The texts alone."""
-        return [text for _, text in self.lines(level)]
-
-    def warnings(self) -> list[str]:
-        """The texts of WARNING and above."""
-        return self.texts(logging.WARNING)
-
-    def has(self, level: str, start: str) -> bool:
-        """Whether a line of that level starts so."""
-        return any(name == level and text.startswith(start) for name, text in self.lines())
-
-    def clear(self) -> None:
-        """Forget the lines so far."""
-        self._lines.clear()
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
-    """What is logged on "psycopg.pool", at every level."""
-    caplog.set_level(logging.DEBUG, logger="psycopg.pool")
-    handler = Log()
-    logging.getLogger("psycopg.pool").addHandler(handler)
-    yield handler
-    logging.getLogger("psycopg.pool").removeHandler(handler)

@@ -2,44 +2,37 @@
 
 Every test in this directory runs on psycopg_pool and on fastpool, and on each with the null pool
 for threads and with the one for tasks. The tests are coroutines: `do` calls either kind of pool,
-`spawn` calls it in a thread or in a task. Owns no assertion about a pool. All of it is fixtures,
-for in importlib mode a test cannot import its neighbours.
+`spawn` calls it in a thread or in a task. Owns no assertion about a pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import inspect
-import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Protocol
 
 import psycopg
 import pytest
-
-IMPLEMENTATIONS = ("psycopg_pool", "fastpool")
-POLL = 0.005
+from shared import both, threads
+from shared.both import done
+from shared.contract import base as base
+from shared.contract import impl as impl
+from shared.contract import log as log
+from shared.contract import quick_backoff as quick_backoff
+from shared.sessions import admin as admin
+from shared.sessions import end_session as end_session
+from shared.sessions import pid as pid
+from shared.tasks import POLL, wait_until
+from shared.tasks import eventually as eventually
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Run the tests in asyncio's own event loop, a new one for each test."""
     return ("asyncio", {})
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package under test. psycopg_pool may be missing, fastpool may not."""
-    if request.param == "psycopg_pool":
-        reason = "psycopg_pool, the yardstick, is not installed"
-        module: ModuleType = pytest.importorskip("psycopg_pool", reason=reason)
-        return module
-    return importlib.import_module(request.param)
 
 
 @pytest.fixture(params=["threads", "tasks"])
@@ -54,19 +47,7 @@ def pool_class(impl: ModuleType, kind: str) -> Any:
     return impl.NullConnectionPool if kind == "threads" else impl.AsyncNullConnectionPool
 
 
-@pytest.fixture
-def quick_backoff(impl: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the first delay between two attempts 20 ms instead of a second."""
-    base = importlib.import_module(f"{impl.__name__}.base")
-    monkeypatch.setattr(base.AttemptWithBackoff, "INITIAL_DELAY", 0.02)
-
-
 # --- calling ----------------------------------------------------------------------------------
-
-
-async def done(result: Any) -> Any:
-    """What a call came to: for threads at once, for tasks when it has been awaited."""
-    return await result if inspect.isawaitable(result) else result
 
 
 @pytest.fixture(scope="session")
@@ -82,17 +63,7 @@ def do() -> Callable[..., Awaitable[Any]]:
 @pytest.fixture(scope="session")
 def entered() -> Callable[..., Any]:
     """`async with entered(pool.connection()) as conn` enters either kind of block."""
-
-    @asynccontextmanager
-    async def enter(block: Any) -> AsyncIterator[Any]:
-        if hasattr(type(block), "__aexit__"):
-            async with block as value:
-                yield value
-        else:
-            with block as value:
-                yield value
-
-    return enter
+    return both.entered
 
 
 @pytest.fixture
@@ -109,26 +80,6 @@ def callback(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function if kind == "threads" else coroutine_function
 
     return make
-
-
-async def wait_until(predicate: Callable[[], Any], timeout: float = 5.0, what: str = "") -> Any:
-    """Let the loop run until *predicate* returns something true, and return it."""
-    deadline = time.monotonic() + timeout
-    while True:
-        late = time.monotonic() > deadline
-        value = predicate()
-        if value:
-            return value
-        if late:
-            name = what or getattr(predicate, "__name__", repr(predicate))
-            raise AssertionError(f"not within {timeout:g} s: {name} (last: {value!r})")
-        await asyncio.sleep(POLL)
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[..., Awaitable[Any]]:
-    """Poll a condition with a deadline: `await eventually(lambda: conn.closed, timeout=5)`."""
-    return wait_until
 
 
 class Call(Protocol):
@@ -149,34 +100,13 @@ class Call(Protocol):
         ...
 
 
-class ThreadCall:
+class ThreadCall(threads.ThreadCall):
     """A call in a daemon thread."""
-
-    def __init__(self, function: Callable[[], Any], name: str | None) -> None:
-        self._function = function
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._function()
-        except BaseException as error:
-            self._error = error
-
-    @property
-    def done(self) -> bool:
-        return not self.thread.is_alive()
 
     async def result(self, timeout: float = 5.0) -> Any:
         with suppress(AssertionError):
             await wait_until(lambda: self.done, timeout)
-        if not self.done:
-            raise TimeoutError(f"still running after {timeout} s")
-        if self._error is not None:
-            raise self._error
-        return self._value
+        return super().result(0.0)
 
     def cancel(self) -> None:
         raise AssertionError("a thread can't be cancelled")
@@ -384,36 +314,6 @@ def network(new_pool: object, kind: str) -> Iterator[Network]:
 
 
 @pytest.fixture
-def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that belongs to no pool, in autocommit mode. Its calls block the loop."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def pid() -> Callable[[Any], int]:
-    """`pid(conn)` names the session behind a connection, known without a query."""
-    return lambda conn: int(conn.pgconn.backend_pid)
-
-
-@pytest.fixture
-def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
-    """`end_session(conn)` ends the server's side; the client has yet to notice."""
-
-    def end(conn: Any) -> None:
-        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
-        # or given back. That fastpool learns of its end before that, test_notices.py tests.
-        if (slot := getattr(conn, "_slot", None)) is not None:
-            slot.unwatch()
-        gone = admin.execute(
-            "select pg_terminate_backend(%s, 5000)", [conn.pgconn.backend_pid]
-        ).fetchone()
-        assert gone == (True,)
-
-    return end
-
-
-@pytest.fixture
 def break_connection(end_session: Callable[[Any], None]) -> Callable[[Any], Awaitable[None]]:
     """`await break_connection(conn)` ends the session and lets the client notice."""
 
@@ -437,43 +337,3 @@ def works() -> Callable[[Any], Awaitable[bool]]:
         return bool(row == (1,))
 
     return ask
-
-
-class Log(logging.Handler):
-    """The lines that pools log, each put into words when it's logged.
-
-    A connection shown in a line would look different afterwards.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self._lines: list[tuple[int, str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append((record.levelno, record.levelname, record.getMessage()))
-
-    def lines(self, level: int = logging.DEBUG) -> list[tuple[str, str]]:
-        """Level and text of each line of at least *level*, oldest first."""
-        return [(name, text) for number, name, text in list(self._lines) if number >= level]
-
-    def texts(self, level: int = logging.INFO) -> list[str]:
-        """The texts alone."""
-        return [text for _, text in self.lines(level)]
-
-    def warnings(self) -> list[str]:
-        """The texts of WARNING and above."""
-        return self.texts(logging.WARNING)
-
-    def clear(self) -> None:
-        """Forget the lines so far."""
-        self._lines.clear()
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
-    """What is logged on "psycopg.pool", at every level."""
-    caplog.set_level(logging.DEBUG, logger="psycopg.pool")
-    handler = Log()
-    logging.getLogger("psycopg.pool").addHandler(handler)
-    yield handler
-    logging.getLogger("psycopg.pool").removeHandler(handler)

@@ -8,7 +8,6 @@ its slot table must be consistent, and no slot may be left in a passing state.
 from __future__ import annotations
 
 import collections
-import itertools
 import logging
 import os
 import subprocess
@@ -16,11 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
+from shared.sessions import admin as admin
+from shared.sessions import end_session as end_session
+from shared.sessions import pid as pid
+from shared.sessions import sessions as sessions
+from shared.threads import ThreadCall
+from shared.threads import break_connection as break_connection
 
 import fastpool
 import fastpool.base
@@ -111,38 +115,16 @@ def unreachable(tmp_path: Any) -> str:
 # --- threads ----------------------------------------------------------------------------------
 
 
-class Call:
-    """A call that runs in a thread of its own."""
-
-    def __init__(self, function: Callable[[], Any], name: str | None) -> None:
-        self._function = function
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._function()
-        except BaseException as error:
-            self._error = error
-        finally:
-            del self._function  # what it holds, a pool maybe, ends with the call
-
-    @property
-    def done(self) -> bool:
-        return not self.thread.is_alive()
+class Call(ThreadCall):
+    """A call in a thread, which keeps nothing of what it came to once that has been told."""
 
     def result(self, timeout: float = 10.0) -> Any:
         """Return what the call returned, or raise what it raised. Blocks up to *timeout* s."""
-        self.thread.join(timeout)
-        if not self.done:
-            raise TimeoutError(f"still running after {timeout} s")
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        value, self._value = self._value, None
-        return value
+        try:
+            return super().result(timeout)
+        finally:
+            if self.done:
+                self._value = self._error = None
 
 
 @pytest.fixture
@@ -276,72 +258,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
     network.release()
 
 
-# --- sessions ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that belongs to no pool, in autocommit mode."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
-    """`end_session(conn)` ends the server's side; the client has yet to notice."""
-
-    def end(conn: Any) -> None:
-        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
-        # or given back. That fastpool learns of its end before that, test_notices.py tests.
-        if (slot := getattr(conn, "_slot", None)) is not None:
-            slot.unwatch()
-        pid = conn.pgconn.backend_pid
-        assert admin.execute("select pg_terminate_backend(%s, 5000)", [pid]).fetchone() == (True,)
-
-    return end
-
-
-@pytest.fixture
-def break_connection(end_session: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`break_connection(conn)` ends the session and lets the client notice."""
-
-    def break_(conn: Any) -> None:
-        end_session(conn)
-        with suppress(psycopg.OperationalError):
-            conn.execute("select 1")
-        assert conn.broken
-
-    return break_
-
-
-class Sessions:
-    """The server's view of the sessions of one test."""
-
-    _numbers = itertools.count()
-
-    def __init__(self, admin: psycopg.Connection[Any]) -> None:
-        self._admin = admin
-        self.name = f"test-{os.getpid()}-{next(self._numbers)}"
-        self.kwargs = {"application_name": self.name}
-
-    def pids(self) -> set[int]:
-        """The backends of this test's sessions."""
-        rows = self._admin.execute(
-            "select pid from pg_stat_activity where application_name = %s", [self.name]
-        )
-        return {pid for (pid,) in rows}
-
-
-@pytest.fixture
-def sessions(admin: psycopg.Connection[Any]) -> Sessions:
-    """Give a pool `kwargs=sessions.kwargs`; `sessions.pids()` asks the server for them."""
-    return Sessions(admin)
-
-
-@pytest.fixture
-def pid() -> Callable[[Any], int]:
-    """`pid(conn)` names the session behind a connection, known without a query."""
-    return lambda conn: int(conn.pgconn.backend_pid)
+# --- what is logged ---------------------------------------------------------------------------
 
 
 class Log:

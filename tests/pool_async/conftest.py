@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import itertools
 import logging
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from shared.sessions import admin as admin
+from shared.sessions import end_session as end_session
+from shared.sessions import sessions as sessions
+from shared.tasks import break_connection as break_connection
+from shared.tasks import eventually as eventually
+from shared.tasks import spawn as spawn
+from shared.tasks import wait_until
+from shared.tasks import works as works
 
 import fastpool
 import fastpool.base
@@ -28,7 +33,6 @@ import fastpool.connector
 import fastpool.tasks
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
-POLL = 0.002
 PASSING_STATES = ("connecting", "returning", "reserved", "closing")
 
 
@@ -57,29 +61,6 @@ def nothing_to_complain_of(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     ]
     if complaints:
         pytest.fail(f"asyncio complained: {complaints}")
-
-
-# --- waiting for a condition --------------------------------------------------------------------
-
-
-async def wait_until(predicate: Callable[[], Any], timeout: float = 5.0, what: str = "") -> Any:
-    """Let the loop run until *predicate* returns something true, and return it."""
-    deadline = time.monotonic() + timeout
-    while True:
-        late = time.monotonic() > deadline
-        value = predicate()
-        if value:
-            return value
-        if late:
-            name = what or getattr(predicate, "__name__", repr(predicate))
-            raise AssertionError(f"not within {timeout:g} s: {name} (last: {value!r})")
-        await asyncio.sleep(POLL)
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[..., Awaitable[Any]]:
-    """Poll a condition with a deadline: `await eventually(lambda: pool.closed, timeout=5)`."""
-    return wait_until
 
 
 # --- pools ----------------------------------------------------------------------------------------
@@ -204,54 +185,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastpool.tasks, "CANCELLED_DELAY", 0.01)
 
 
-# --- tasks ----------------------------------------------------------------------------------------
-
-
-class Call:
-    """A coroutine running in a task of its own."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], name: str | None) -> None:
-        self.task = asyncio.get_running_loop().create_task(coroutine, name=name)
-
-    @property
-    def done(self) -> bool:
-        return self.task.done()
-
-    async def result(self, timeout: float = 5.0) -> Any:
-        """Return what the call returned, or raise what it raised, CancelledError included.
-
-        Raises TimeoutError when that takes more than *timeout* seconds; the call goes on then.
-        """
-        await asyncio.wait({self.task}, timeout=timeout)
-        if not self.done:
-            raise TimeoutError(f"still running after {timeout} s: {self.task}")
-        return self.task.result()
-
-    async def cancel(self, timeout: float = 5.0) -> None:
-        """Cancel the call and see it end so. One that ends otherwise has swallowed it."""
-        self.task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.result(timeout)
-            raise AssertionError(f"the cancellation was swallowed: {self.task}")
-
-
-@pytest.fixture
-async def spawn(anyio_backend: object) -> AsyncIterator[Callable[..., Call]]:
-    """`spawn(pool.getconn(), task_name=None)` runs a coroutine in a task."""
-    calls: list[Call] = []
-
-    def start(coroutine: Coroutine[Any, Any, Any], task_name: str | None = None) -> Call:
-        call = Call(coroutine, task_name)
-        calls.append(call)
-        return call
-
-    yield start
-    for call in calls:
-        call.task.cancel()
-    if calls:
-        await asyncio.wait([call.task for call in calls], timeout=5.0)
-
-
 # --- the network ----------------------------------------------------------------------------------
 
 
@@ -330,79 +263,6 @@ class SlowToClose(psycopg.AsyncConnection[Any]):
 def slow_to_close() -> type[SlowToClose]:
     """A connection class whose close() suspends twice."""
     return SlowToClose
-
-
-# --- sessions -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def admin(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that belongs to no pool, in autocommit mode. Its calls block the loop."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def end_session(admin: psycopg.Connection[Any]) -> Callable[[Any], None]:
-    """`end_session(conn)` ends the server's side; the client has yet to notice."""
-
-    def end(conn: Any) -> None:
-        # Unnoticed: what is tested is what becomes of a broken connection when it is used, checked
-        # or given back. That fastpool learns of its end before that, test_notices.py tests.
-        if (slot := getattr(conn, "_slot", None)) is not None:
-            slot.unwatch()
-        pid = conn.pgconn.backend_pid
-        assert admin.execute("select pg_terminate_backend(%s, 5000)", [pid]).fetchone() == (True,)
-
-    return end
-
-
-@pytest.fixture
-def break_connection(end_session: Callable[[Any], None]) -> Callable[[Any], Awaitable[None]]:
-    """`await break_connection(conn)` ends the session and lets the client notice."""
-
-    async def break_(conn: Any) -> None:
-        end_session(conn)
-        with suppress(psycopg.OperationalError):
-            await conn.execute("select 1")
-        assert conn.broken
-
-    return break_
-
-
-class Sessions:
-    """The server's view of the sessions of one test."""
-
-    _numbers = itertools.count()
-
-    def __init__(self, admin: psycopg.Connection[Any]) -> None:
-        self._admin = admin
-        self.name = f"async-test-{os.getpid()}-{next(self._numbers)}"
-        self.kwargs = {"application_name": self.name}
-
-    def pids(self) -> set[int]:
-        """The backends of this test's sessions."""
-        rows = self._admin.execute(
-            "select pid from pg_stat_activity where application_name = %s", [self.name]
-        )
-        return {pid for (pid,) in rows}
-
-
-@pytest.fixture
-def sessions(admin: psycopg.Connection[Any]) -> Sessions:
-    """Give a pool `kwargs=sessions.kwargs`; `sessions.pids()` asks the server for them."""
-    return Sessions(admin)
-
-
-@pytest.fixture
-def works() -> Callable[[Any], Awaitable[bool]]:
-    """`await works(conn)` tells whether a query on the connection is answered; ends no block."""
-
-    async def ask(conn: Any) -> bool:
-        cursor = await conn.execute("select 1")
-        return bool(await cursor.fetchone() == (1,))
-
-    return ask
 
 
 # --- programs -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from pool.kinds.both import done, scalar
+from shared.both import done, scalar
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import pytest
-from pool.kinds.both import done, entered, until
+from shared.both import done, entered, until
 
 import fastpool
 

@@ -18,7 +18,7 @@ from unittest import mock
 import psycopg
 import pytest
 import wrapt
-from pool.kinds.both import available, done, entered, scalar
+from shared.both import available, done, entered, scalar
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from pool.kinds.both import done, entered, scalar
+from shared.both import done, entered, scalar
 
 import fastpool
 

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 import wrapt
 import wrapt.wrappers
-from pool.kinds.both import available, done, entered, scalar, until
+from shared.both import available, done, entered, scalar, until
 
 import fastpool
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
-from pool.kinds.both import available, done, entered, scalar, until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from shared.both import available, done, entered, scalar, until
 
 import fastpool
 from fastpool import roles

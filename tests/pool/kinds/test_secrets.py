@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from pool.kinds.both import done, until
+from shared.both import done, until
 
 import fastpool
 from fastpool.redaction import Redactor, hide
