@@ -1,7 +1,11 @@
-# Table of contents of the core: what the fast path may reach without a Python call.
+# Table of contents of the core, and the core's hot path: what a checkout and a return do to a slot.
+#
+# The latter is at the end of SlotTable, with its bodies, so that the C compiler can put it into
+# _fastpath's functions. What the states, the bitmap and the orders mean is said in _core.pyx.
 
 cimport cython
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "_atomic.h" nogil:
@@ -30,6 +34,21 @@ cdef extern from "_site.h":
     PyObject *fp_here(uint64_t *at)
     void fp_add_own(object)
     int fp_line(object code, int at)
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+cdef extern from *:
+    """
+    #define fp_steal(p) (p)
+    #ifdef Py_GIL_DISABLED
+    #define FP_FREE_THREADED 1
+    #else
+    #define FP_FREE_THREADED 0
+    #endif
+    """
+    object fp_steal(PyObject *p)        # the C reference becomes Python's, uncounted
+    bint FREE_THREADED "FP_FREE_THREADED"
 
 cdef enum:
     CHUNK = 64              # slots in a chunk: one word of the free bitmap
@@ -209,30 +228,17 @@ cdef class SlotTable:
     cdef bint is_ours(self) noexcept nogil
     cdef bint make_room(self, int slots) noexcept nogil
     cdef bint make_directory(self) noexcept nogil
-    cdef Chunk *chunk(self, int index) noexcept nogil
-    cdef Slot *slot(self, int index) noexcept nogil
     cdef int state(self, int index) noexcept nogil
     cdef void put_state(self, int index, int state) noexcept nogil
     # the free bitmap
-    cdef int claim(self) noexcept nogil
-    cdef int claim_by(self, bint lifo) noexcept nogil
     cdef int claim_this(self, int index) noexcept nogil
-    cdef void publish(self, int index, bint new_turn) noexcept nogil
     cdef bint any_free(self) noexcept nogil
     cdef int n_free(self) noexcept nogil
     # lending and returning
-    cdef bint overdue(self) noexcept nogil
-    cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil
     cdef void stamp_for(self, int index, Waiter waiter) noexcept
-    cdef void mark(self, int index) noexcept
     cdef void mark_anew(self, fp_site *site) noexcept
     cdef PyObject *site_locked(self, int index, int *at) noexcept
-    cdef object take(self, int index)
-    cdef PyObject *recall(self, PyObject *conn) noexcept nogil
-    cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now)
-    cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil
     cdef bint left_while_lent(self, Entry entry) noexcept nogil
-    cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1
     # taking out and bringing in
     cdef int check_owned(self, Entry entry) except -1
     cdef int check_state(self, int index, int wanted) except -1
@@ -263,3 +269,142 @@ cdef class SlotTable:
     cpdef object serve(self)
     # looking
     cdef int view_locked(self, View *views, int room) noexcept
+
+    # --- the hot path: a slot's place, its lending, its return --------------------------------
+
+    cdef inline Chunk *chunk(self, int index) noexcept nogil:
+        return self.chunks[index >> 6]
+
+    cdef inline Slot *slot(self, int index) noexcept nogil:
+        return &self.chunks[index >> 6].slots[index & 63]
+
+    cdef inline bint overdue(self) noexcept nogil:
+        """Whether newcomers must queue: the first waiter is older than tau."""
+        cdef int64_t since = <int64_t>fp_load(&self.head_since)
+        return since != 0 and fp_now() - since >= self.tau
+
+    cdef inline int claim(self) noexcept nogil:
+        """Take a free slot out of the bitmap, by the pool's order; -1 when there is none."""
+        return self.claim_by(self.lifo)
+
+    cdef inline int claim_by(self, bint lifo) noexcept nogil:
+        """Take the lowest free slot, or the one returned longest ago; -1 when there is none.
+
+        The caller owns it from here on; its state still reads AVAILABLE.
+        """
+        cdef int c, bit, best, seen
+        cdef int n = <int>fp_load(&self.n_chunks)
+        cdef uint64_t bits, mask, turn, best_turn
+        cdef Chunk *chunk
+        while True:
+            best = -1
+            best_turn = <uint64_t>-1
+            seen = 0
+            for c in range(n):
+                chunk = self.chunks[c]
+                bits = fp_load_seq(&chunk.free)     # the look of publish-then-look
+                if lifo:
+                    seen += fp_count(bits)
+                    if bits and best < 0:
+                        best = c * CHUNK + fp_lowest(bits)
+                    continue
+                while bits:
+                    bit = fp_lowest(bits)
+                    bits &= bits - 1
+                    seen += 1
+                    turn = fp_peek(&chunk.turn[bit])
+                    if turn < best_turn:
+                        best_turn = turn
+                        best = c * CHUNK + bit
+            if best < 0:
+                fp_poke(&self.idle_low, 0)
+                return -1
+            mask = <uint64_t>1 << (best & 63)
+            if fp_and(&self.chunk(best).free, ~mask) & mask:
+                if <uint64_t>(seen - 1) < fp_peek(&self.idle_low):
+                    fp_poke(&self.idle_low, seen - 1)
+                return best
+
+    cdef inline object lend(self, int index, bint fast, uint64_t owner, int64_t now):
+        """Lend a slot that was claimed: AVAILABLE -> IN_USE. Return its connection."""
+        cdef Chunk *chunk = self.chunk(index)
+        cdef Slot *slot = &chunk.slots[index & 63]
+        self.mark(&chunk.sites[index & 63])
+        self.stamp(slot, owner or PyThread_get_thread_ident(), now)
+        if fast:
+            fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
+        return self.take(index)
+
+    cdef inline void mark(self, fp_site *site) noexcept:
+        """Note where the program is that is about to borrow the slot, which is the caller's."""
+        if not fp_mark(site):
+            self.mark_anew(site)
+
+    cdef inline void stamp(self, Slot *slot, uint64_t owner, int64_t now) noexcept nogil:
+        """AVAILABLE -> IN_USE, of a slot that was claimed. `now`: the coarse clock."""
+        fp_poke(&slot.since, now)
+        fp_poke(&slot.owner, owner)
+        fp_poke(&slot.uses, fp_peek(&slot.uses) + 1)
+        fp_store(&slot.word, (((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE)
+
+    cdef inline object take(self, int index):
+        """Hand out the slot's reference: from here on the borrower's is the only one."""
+        cdef Chunk *chunk = self.chunk(index)
+        cdef PyObject *conn = chunk.slots[index & 63].conn
+        chunk.slots[index & 63].conn = NULL
+        fp_poke(&chunk.lent[index & 63], <size_t>conn)
+        fp_poke(&self.hints[(<size_t>conn >> 6) % HINTS], index)
+        return fp_steal(conn)
+
+    cdef inline PyObject *recall(self, PyObject *conn) noexcept nogil:
+        """The Entry of an object that this table has lent, borrowed; NULL if only the object's
+        attribute can tell. A guess by the address, checked: costs a quarter of the attribute.
+
+        Not without a GIL: the slot could get another tenant between the two looks.
+        """
+        cdef int index = <int>fp_peek(&self.hints[(<size_t>conn >> 6) % HINTS])
+        cdef Chunk *chunk = self.chunk(index)
+        if FREE_THREADED or fp_peek(&chunk.lent[index & 63]) != <size_t>conn:
+            return NULL
+        return chunk.details[index & 63].entry
+
+    cdef inline int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
+        """IN_USE -> RETURNING, for one caller only. With a generation >= 0, for that lending only.
+        """
+        cdef Slot *slot
+        cdef uint64_t word, fate
+        if entry.table_id != <void *>self:
+            return FOREIGN
+        slot = self.slot(entry.index)
+        # The word before the fate: an eviction has set the fate before the slot has a next tenant.
+        # So with a word of that one's the fate shows too, and with an older one the swap fails.
+        word = fp_load(&slot.word)
+        fate = fp_load(&entry.fate)
+        if fate != RESIDENT:
+            return LATE if fate != RETIRED else NOT_LENT
+        if (word & 0xFF) != IN_USE or (generation >= 0 and (word >> 8) != <uint64_t>generation):
+            return LATE if self.left_while_lent(entry) else NOT_LENT
+        if slot.conn != NULL:       # granted to a waiter that has not come for it yet
+            return NOT_LENT
+        if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
+            return LATE if self.left_while_lent(entry) else NOT_LENT
+        return TAKEN
+
+    cdef inline int make_available(
+        self, Slot *slot, Entry entry, object conn, int64_t now
+    ) except -1:
+        """RETURNING, RESERVED or CONNECTING -> AVAILABLE: keep a reference, let go of the slot."""
+        cdef object kept = conn if entry.face is None else entry.face
+        Py_INCREF(kept)
+        slot.conn = <PyObject *>kept
+        entry.leased = False
+        fp_poke(&slot.since, now)
+        fp_store(&slot.word, (fp_peek(&slot.word) & ~<uint64_t>0xFF) | AVAILABLE)
+        return 0
+
+    cdef inline void publish(self, int index, bint new_turn) noexcept nogil:
+        """Set the slot's bit: from here on it is anybody's. Sequentially consistent."""
+        cdef Chunk *chunk = self.chunk(index)
+        if new_turn:
+            fp_poke(&chunk.turn[index & 63], fp_add(&self.turns, 1))
+        fp_or(&chunk.free, <uint64_t>1 << (index & 63))

@@ -49,7 +49,8 @@ the collector runs may come back into the pool. On a build with a GIL nobody eve
 
 COST, uncontended: a checkout is one atomic and-not and the scan of the free bitmap (~1 ns a free
 slot with order="fifo", one instruction with "lifo"); a return is one compare-and-swap, one atomic
-add and one or. No lock, no allocation.
+add and one or. No lock, no allocation. With a GIL these are plain loads and stores (_atomic.h), and
+the orders above cost nothing. Both operations stand in _core.pxd, at the end of SlotTable.
 
 SOURCES. Bit as owner token: no ABA problem, for nothing is linked. The publish-then-look pattern:
 E. W. Dijkstra, EWD123 (Dekker's algorithm). Memory orders: C11, 7.17.3. Hand-off against barging:
@@ -65,7 +66,6 @@ from sys import _current_frames as current_frames
 from types import CodeType
 
 cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident()
     void *PyThread_allocate_lock()
     void PyThread_free_lock(void *lock)
     int PyThread_acquire_lock(void *lock, int wait)
@@ -74,16 +74,6 @@ cdef extern from "pythread.h" nogil:
     int PY_LOCK_ACQUIRED
     int PY_LOCK_INTR
     long long PY_TIMEOUT_MAX
-
-cdef extern from *:
-    """
-    #ifdef Py_GIL_DISABLED
-    #define FP_FREE_THREADED 1
-    #else
-    #define FP_FREE_THREADED 0
-    #endif
-    """
-    bint FREE_THREADED "FP_FREE_THREADED"
 
 cdef extern from "Python.h":
     int Py_MakePendingCalls() except -1
@@ -133,13 +123,6 @@ cdef enum:
     TELLINGS = 8
 
 cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
-
-cdef extern from *:
-    """
-    #define fp_steal(p) (p)
-    """
-    object fp_steal(PyObject *p)        # the C reference becomes Python's, uncounted
-
 
 def monotonic_ns():
     """Return the core's exact clock, in nanoseconds."""
@@ -455,12 +438,6 @@ cdef class SlotTable:
         self.chunks = self.many         # before n_chunks says that there are more
         return True
 
-    cdef Chunk *chunk(self, int index) noexcept nogil:
-        return self.chunks[index >> 6]
-
-    cdef Slot *slot(self, int index) noexcept nogil:
-        return &self.chunks[index >> 6].slots[index & 63]
-
     # --- states -----------------------------------------------------------------------------
 
     cdef int state(self, int index) noexcept nogil:
@@ -473,58 +450,10 @@ cdef class SlotTable:
 
     # --- the free bitmap --------------------------------------------------------------------
 
-    cdef int claim(self) noexcept nogil:
-        """Take a free slot out of the bitmap, by the pool's order; -1 when there is none."""
-        return self.claim_by(self.lifo)
-
-    cdef int claim_by(self, bint lifo) noexcept nogil:
-        """Take the lowest free slot, or the one returned longest ago; -1 when there is none.
-
-        The caller owns it from here on; its state still reads AVAILABLE.
-        """
-        cdef int c, bit, best, seen
-        cdef int n = <int>fp_load(&self.n_chunks)
-        cdef uint64_t bits, mask, turn, best_turn
-        cdef Chunk *chunk
-        while True:
-            best = -1
-            best_turn = <uint64_t>-1
-            seen = 0
-            for c in range(n):
-                chunk = self.chunks[c]
-                bits = fp_load_seq(&chunk.free)     # the look of publish-then-look
-                if lifo:
-                    seen += fp_count(bits)
-                    if bits and best < 0:
-                        best = c * CHUNK + fp_lowest(bits)
-                    continue
-                while bits:
-                    bit = fp_lowest(bits)
-                    bits &= bits - 1
-                    seen += 1
-                    turn = fp_peek(&chunk.turn[bit])
-                    if turn < best_turn:
-                        best_turn = turn
-                        best = c * CHUNK + bit
-            if best < 0:
-                fp_poke(&self.idle_low, 0)
-                return -1
-            mask = <uint64_t>1 << (best & 63)
-            if fp_and(&self.chunk(best).free, ~mask) & mask:
-                if <uint64_t>(seen - 1) < fp_peek(&self.idle_low):
-                    fp_poke(&self.idle_low, seen - 1)
-                return best
-
     cdef int claim_this(self, int index) noexcept nogil:
         """Take this slot out of the bitmap if it is free. Return whether it was."""
         cdef uint64_t mask = <uint64_t>1 << (index & 63)
         return (fp_and(&self.chunk(index).free, ~mask) & mask) != 0
-
-    cdef void publish(self, int index, bint new_turn) noexcept nogil:
-        """Set the slot's bit: from here on it is anybody's. Sequentially consistent."""
-        if new_turn:
-            fp_poke(&self.chunk(index).turn[index & 63], fp_add(&self.turns, 1))
-        fp_or(&self.chunk(index).free, <uint64_t>1 << (index & 63))
 
     cdef bint any_free(self) noexcept nogil:
         cdef int c
@@ -542,33 +471,14 @@ cdef class SlotTable:
 
     # --- lending ----------------------------------------------------------------------------
 
-    cdef bint overdue(self) noexcept nogil:
-        """Whether newcomers must queue: the first waiter is older than tau."""
-        cdef int64_t since = <int64_t>fp_load(&self.head_since)
-        return since != 0 and fp_now() - since >= self.tau
-
-    cdef void stamp(self, int index, uint64_t owner, int64_t now) noexcept nogil:
-        """AVAILABLE -> IN_USE, of a slot that was claimed. `now`: the coarse clock."""
-        cdef Slot *slot = self.slot(index)
-        fp_poke(&slot.since, now)
-        fp_poke(&slot.owner, owner)
-        fp_poke(&slot.uses, fp_peek(&slot.uses) + 1)
-        fp_store(&slot.word, (((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE)
-
     cdef void stamp_for(self, int index, Waiter waiter) noexcept:
         """The same for a waiter, with the place that it called from. Caller holds the mutex."""
         cdef fp_site *site = &self.chunk(index).sites[index & 63]
         cdef uint64_t code = fp_peek(&site.code)
-        self.stamp(index, waiter.owner, fp_now_coarse())
+        self.stamp(self.slot(index), waiter.owner, fp_now_coarse())
         fp_poke(&site.code, fp_peek(&waiter.site.code))
         fp_poke(&site.at, fp_peek(&waiter.site.at))
         fp_poke(&waiter.site.code, code)    # its reference ends with the waiter
-
-    cdef inline void mark(self, int index) noexcept:
-        """Note where the program is that is about to borrow the slot, which is the caller's."""
-        cdef fp_site *site = &self.chunk(index).sites[index & 63]
-        if not fp_mark(site):
-            self.mark_anew(site)
 
     cdef void mark_anew(self, fp_site *site) noexcept:
         """The same, when the code is not that of the last time."""
@@ -600,34 +510,6 @@ cdef class SlotTable:
         Py_XINCREF(code)
         return code
 
-    cdef object take(self, int index):
-        """Hand out the slot's reference: from here on the borrower's is the only one."""
-        cdef Slot *slot = self.slot(index)
-        cdef PyObject *conn = slot.conn
-        slot.conn = NULL
-        fp_poke(&self.chunk(index).lent[index & 63], <size_t>conn)
-        fp_poke(&self.hints[(<size_t>conn >> 6) % HINTS], index)
-        return fp_steal(conn)
-
-    cdef PyObject *recall(self, PyObject *conn) noexcept nogil:
-        """The Entry of an object that this table has lent, borrowed; NULL if only the object's
-        attribute can tell. A guess by the address, checked: costs a quarter of the attribute.
-
-        Not without a GIL: the slot could get another tenant between the two looks.
-        """
-        cdef int index = <int>fp_peek(&self.hints[(<size_t>conn >> 6) % HINTS])
-        if FREE_THREADED or fp_peek(&self.chunk(index).lent[index & 63]) != <size_t>conn:
-            return NULL
-        return self.chunk(index).details[index & 63].entry
-
-    cdef object lend(self, int index, bint fast, uint64_t owner, int64_t now):
-        cdef Slot *slot = self.slot(index)
-        self.mark(index)
-        self.stamp(index, owner or PyThread_get_thread_ident(), now)
-        if fast:
-            fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
-        return self.take(index)
-
     def checkout(self, uint64_t owner=0):
         """Lend a free connection, None when there is none or when others wait for too long.
 
@@ -652,28 +534,6 @@ cdef class SlotTable:
         """
         return (fp_load(&self.slot(entry.index).word) == (generation << 8 | RETURNING)
                 and fp_load(&entry.fate) == RESIDENT)
-
-    cdef int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
-        """IN_USE -> RETURNING, for one caller only. With a generation >= 0, for that lending only.
-        """
-        cdef Slot *slot
-        cdef uint64_t word, fate
-        if entry.table_id != <void *>self:
-            return FOREIGN
-        slot = self.slot(entry.index)
-        # The word before the fate: an eviction has set the fate before the slot has a next tenant.
-        # So with a word of that one's the fate shows too, and with an older one the swap fails.
-        word = fp_load(&slot.word)
-        fate = fp_load(&entry.fate)
-        if fate != RESIDENT:
-            return LATE if fate != RETIRED else NOT_LENT
-        if (word & 0xFF) != IN_USE or (generation >= 0 and (word >> 8) != <uint64_t>generation):
-            return LATE if self.left_while_lent(entry) else NOT_LENT
-        if slot.conn != NULL:       # granted to a waiter that has not come for it yet
-            return NOT_LENT
-        if not fp_cas(&slot.word, word, (word & ~<uint64_t>0xFF) | RETURNING):
-            return LATE if self.left_while_lent(entry) else NOT_LENT
-        return TAKEN
 
     cdef bint left_while_lent(self, Entry entry) noexcept nogil:
         """Whether the connection left the table while lent, and has not been given back since."""
@@ -732,16 +592,6 @@ cdef class SlotTable:
     def surplus(self):
         """Whether a resize left more connections than max_size."""
         return fp_load(&self.is_surplus) != 0
-
-    cdef int make_available(self, Slot *slot, Entry entry, object conn, int64_t now) except -1:
-        """RETURNING, RESERVED or CONNECTING -> AVAILABLE: keep a reference, let go of the slot."""
-        cdef object kept = conn if entry.face is None else entry.face
-        Py_INCREF(kept)
-        slot.conn = <PyObject *>kept
-        entry.leased = False
-        fp_poke(&slot.since, now)
-        fp_store(&slot.word, (fp_peek(&slot.word) & ~<uint64_t>0xFF) | AVAILABLE)
-        return 0
 
     def restore(self, conn, bint new_turn=True):
         """Make a connection that the caller returns or looked at AVAILABLE; serve whoever waits.
@@ -1089,7 +939,7 @@ cdef class SlotTable:
         fp_poke(&slot.uses, 0)
         fp_poke(&slot.owner, 0)
         if owner:
-            self.mark(index)
+            self.mark(&self.chunk(index).sites[index & 63])
         with self.mutex:
             closed = fp_load(&self.is_closed) != 0
             if not closed:
@@ -1102,7 +952,7 @@ cdef class SlotTable:
                     self.chunk(index).details[index & 63].growth = False
                     self.growing -= 1
                 if owner:
-                    self.stamp(index, owner, fp_now_coarse())
+                    self.stamp(self.slot(index), owner, fp_now_coarse())
                 else:
                     self.make_available(slot, entry, conn, fp_now_coarse())
                     self.publish(index, True)

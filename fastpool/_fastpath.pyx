@@ -92,6 +92,7 @@ cdef object SLOT = "_slot"
 cdef object GETCONN = "getconn"
 cdef object PUTCONN = "putconn"
 cdef object POOL = "_pool"
+cdef object IDLE = 0                                # TransactionStatus.IDLE
 
 
 # --- attributes without a lookup --------------------------------------------------------------
@@ -131,10 +132,12 @@ cdef extern from *:
         Py_XDECREF(found);
     }
 
-    static long fp_status(PyObject *pgconn) {       /* -1: an exception */
+    static PyObject *fp_idle;           /* the int 0, of which there is one */
+
+    static int fp_is_idle(PyObject *pgconn) {       /* -1: an exception */
         uint64_t version = Py_TYPE(pgconn)->tp_version_tag;
         PyObject *status;
-        long value;
+        long value = 0;
         if (version != 0 && version == fp_load(&fp_pg_version)) {
             status = fp_pg_get(pgconn, fp_pg_closure);
         } else {
@@ -142,13 +145,16 @@ cdef extern from *:
             status = PyObject_GetAttrString(pgconn, "transaction_status");
         }
         if (status == NULL) return -1;
-        value = PyLong_AsLong(status);
+        if (status != fp_idle) value = PyLong_AsLong(status);
         Py_DECREF(status);
-        return value;
+        return value == -1 && PyErr_Occurred() ? -1 : value == 0;
     }
     """
     PyObject *fp_attributes(object)
-    long fp_status(object) except? -1
+    PyObject *fp_idle
+    bint fp_is_idle(object) except -1
+
+fp_idle = <PyObject *>IDLE
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
@@ -316,7 +322,7 @@ cdef inline object lend(FastPath pool):
     cdef Slot *slot
     cdef int index
     cdef int64_t now
-    cdef uint64_t owner = borrower(pool)
+    cdef uint64_t owner = 0 if pool._loop is None else borrower(pool)
     if not pool._lends or pool._check is not None or logs_info():
         return None
     if fp_load(&table.attention) and (fp_load(&table.is_closed) or table.overdue()):
@@ -339,16 +345,17 @@ cdef inline object lend(FastPath pool):
 cdef inline bint take_back(FastPath pool, conn) except -1:
     """Take a connection back. False, with nothing done, when that is not plain."""
     found = slot_of(pool, conn)
-    return type(found) is Entry and keep(pool, <Entry>found, conn)
+    return type(found) is Entry and keep(pool, <Entry>found, conn, False)
 
 
-cdef inline bint keep(FastPath pool, Entry entry, conn) except -1:
-    """Take back a connection whose entry is known."""
+cdef inline bint keep(FastPath pool, Entry entry, conn, bint idle) except -1:
+    """Take back a connection whose entry is known. `idle`: no transaction was found open just now.
+    """
     cdef int64_t now = fp_now_coarse()
     check_loop_of(pool, entry)
     if entry.leased:
         return False
-    if is_fit(pool, entry, now) and pool._table.begin_return_c(entry, -1) == TAKEN:
+    if is_fit(pool, entry, now, idle) and pool._table.begin_return_c(entry, -1) == TAKEN:
         put_back(pool, entry, conn, now)
         return True
     # Of a forked child's parent: there is nothing to do, here nor, at the interpreter's end, in
@@ -358,10 +365,8 @@ cdef inline bint keep(FastPath pool, Entry entry, conn) except -1:
 
 cdef inline uint64_t borrower(FastPath pool) except? 0:
     """The ident of the task that runs, 0 for the thread's. Has the shell refuse another event loop
-    than the pool's: of two loops only one runs in a thread, and only that has a current task."""
+    than the pool's, which has one: of two loops only one runs in a thread, and only that has a current task."""
     cdef uint64_t task
-    if pool._loop is None:
-        return 0
     if PyThread_get_thread_ident() == pool.loop_thread:
         task = task_in(pool._loop)
         if task != 0:
@@ -386,7 +391,7 @@ cdef inline uint64_t task_in(loop) except? 0:
     return 0 if task is None else <size_t><PyObject *>task
 
 
-cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
+cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now, bint idle) except -1:
     """Whether a connection can be taken back as it is."""
     cdef SlotTable table = pool._table
     cdef Slot *slot
@@ -394,7 +399,7 @@ cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now) except -1:
         return False
     if pool.role is not None:
         return False
-    if fp_status(entry.pgconn) != 0:            # not IDLE
+    if not idle and not fp_is_idle(entry.pgconn):
         return False
     slot = table.slot(entry.index)
     return (slot.expires > now and slot.epoch == fp_peek(&table.epoch)
@@ -853,27 +858,26 @@ cdef bint learn_plain(conn, tuple methods, fp_atomic *plain) except -1:
     return own
 
 
-cdef object PGCONN = "pgconn"
 cdef object N_TRANSACTIONS = "_num_transactions"
 cdef object TPC = "_tpc"
 cdef object PIPELINE = "_pipeline"
 cdef object COMMIT = "commit"
 
 
-cdef bint leaves_nothing(FastPath pool, conn) except -1:
+cdef bint leaves_nothing(FastPath pool, conn, Entry entry) except -1:
     """Whether leaving `with conn:` without an exception would do nothing."""
     cdef PyObject *mine = attributes_of(pool, conn)
+    if not fp_is_idle(conn.pgconn if entry is None else entry.pgconn):
+        return False
     if mine == NULL:
         return (
-            fp_status(conn.pgconn) == 0
-            and conn._num_transactions == 0
+            conn._num_transactions == 0
             and not conn._tpc
             and conn._pipeline is None
             and COMMIT not in conn.__dict__
         )
     return (
-        fp_status(attribute(mine, PGCONN)) == 0
-        and attribute(mine, N_TRANSACTIONS) == 0
+        attribute(mine, N_TRANSACTIONS) == 0
         and not attribute(mine, TPC)
         and attribute(mine, PIPELINE) is None
         and PyDict_GetItemWithError(mine, COMMIT) == NULL
@@ -943,7 +947,7 @@ cdef class Lease:
         if outcome != TAKEN:
             return None
         now = fp_now_coarse()
-        if not is_fit(pool, entry, now):
+        if not is_fit(pool, entry, now, False):
             return pool._accept, conn
         put_back(pool, entry, conn, now)
         return None
@@ -963,11 +967,12 @@ cdef class Lease:
 
     def __exit__(self, exc_type, exc, traceback):
         cdef FastPath pool
+        cdef Entry entry
         with cython.critical_section(self):
-            pool, conn = self.pool, self.conn
+            pool, conn, entry = self.pool, self.conn, self.entry
         try:
             if (conn is None
-                    or exc_type is None and is_plain(conn) and leaves_nothing(pool, conn)):
+                    or exc_type is None and is_plain(conn) and leaves_nothing(pool, conn, entry)):
                 return None
             return self._driver_exit(conn, "__exit__")(exc_type, exc, traceback)
         finally:
@@ -983,7 +988,7 @@ cdef class Lease:
     def _leaves_nothing(self):
         """Whether leaving `async with` of the connection without an exception would do nothing."""
         lent = self._lent
-        return lent is None or is_plain_async(lent[1]) and leaves_nothing(lent[0], lent[1])
+        return lent is None or is_plain_async(lent[1]) and leaves_nothing(lent[0], lent[1], None)
 
     def _dropped(self):
         """In place of the driver's finalizer: the session is the connection's, not the lease's."""
@@ -1083,11 +1088,14 @@ cdef class ConnectionBlock(Block):
 
     def __exit__(self, exc_type, exc, traceback):
         cdef Entry entry
+        cdef bint idle = False
         conn = self.end(exc_type)
         if conn is None:
             return None
         try:
-            if exc_type is None and is_plain(conn) and leaves_nothing(self.pool, conn):
+            if exc_type is None and is_plain(conn):
+                idle = leaves_nothing(self.pool, conn, self.entry)
+            if idle:
                 return None
             if exc_type is not None and self.is_parents():
                 return None
@@ -1099,7 +1107,7 @@ cdef class ConnectionBlock(Block):
                     if not self.pool.is_direct():
                         entry = None    # the connection's own: it must end with the connection
                         self.pool.putconn(conn)
-                    elif entry is None or not keep(self.pool, entry, conn):
+                    elif entry is None or not keep(self.pool, entry, conn, idle):
                         entry = None
                         self.pool._putconn(conn)
             finally:
@@ -1142,11 +1150,14 @@ cdef class AsyncConnectionBlock(Block):
     async def __aexit__(self, exc_type, exc, traceback):
         cdef Entry entry
         cdef bint is_kept
+        cdef bint idle = False
         conn = self.end(exc_type)
         if conn is None:
             return None
         try:
-            if exc_type is None and is_plain_async(conn) and leaves_nothing(self.pool, conn):
+            if exc_type is None and is_plain_async(conn):
+                idle = leaves_nothing(self.pool, conn, self.entry)
+            if idle:
                 return None
             if exc_type is not None and self.is_parents():
                 return None
@@ -1156,7 +1167,7 @@ cdef class AsyncConnectionBlock(Block):
                 if self.is_still_lent(conn, exc_type):
                     entry = self.before_return()
                     is_kept = entry is not None and self.pool.is_direct()
-                    is_kept = is_kept and keep(self.pool, entry, conn)
+                    is_kept = is_kept and keep(self.pool, entry, conn, idle)
                     entry = None    # the connection's own: it must end with the connection
                     if not is_kept:
                         await self.pool.putconn(conn)
