@@ -208,6 +208,7 @@ class BasePool(FastPath):
         self.max_idle = max_idle
         self.reconnect_timeout = reconnect_timeout
         self.num_workers = num_workers
+        self.role = role
         self.leak_timeout = leak_timeout
         self.reclaim_dead = reclaim_dead
 
@@ -215,7 +216,6 @@ class BasePool(FastPath):
         self._check = check
         self._reset = reset
         self._reconnect_failed = reconnect_failed
-        self.role = role
         self._set_table(
             SlotTable(
                 min_size,

@@ -64,7 +64,6 @@ async def checkout(pool: BasePool, timeout: float | None) -> Any:
     failed: set[Any] = set()
     others = 0
     backoff: AttemptWithBackoff | None = None
-
     error: BaseException | None = None
 
     while True:

@@ -4,6 +4,8 @@ pinned actions, and figures in the README that come from a run.
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import os
 import re
 import runpy
@@ -282,6 +284,22 @@ def test_the_design_names_every_part_of_the_package() -> None:
     rows = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w.]+[/.]\w*)`", row)}
     assert parts == named
+
+
+def imported(source: Path) -> set[str]:
+    """Return what a file of the package imports of the package as it is imported itself."""
+    found: set[str] = set()
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {each.name for each in node.names}
+    return found
+
+
+def test_imports_make_no_circle() -> None:
+    for folder in (ROOT / "fastpool", ROOT / "fastpool" / "demo", ROOT / "fastpool" / "doctor"):
+        graph = {path.stem: imported(path) for path in folder.glob("*.py")}
+        assert any(graph.values())
+        graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_contributing_says_where_things_are() -> None:
