@@ -124,6 +124,7 @@ cdef enum:
 
 cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
+
 def monotonic_ns():
     """Return the core's exact clock, in nanoseconds."""
     return fp_now()

@@ -364,8 +364,9 @@ cdef inline bint keep(FastPath pool, Entry entry, conn, bint idle) except -1:
 
 
 cdef inline uint64_t borrower(FastPath pool) except? 0:
-    """The ident of the task that runs, 0 for the thread's. Has the shell refuse another event loop
-    than the pool's, which has one: of two loops only one runs in a thread, and only that has a current task."""
+    """The ident of the task that runs, 0 for the thread's, in a pool that has an event loop. Has
+    the shell refuse another loop: of two only one runs in a thread, and only that has a current
+    task."""
     cdef uint64_t task
     if PyThread_get_thread_ident() == pool.loop_thread:
         task = task_in(pool._loop)

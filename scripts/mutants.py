@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "fastpool/_core.pyx"
+HOT = "fastpool/_core.pxd"
 FASTPATH = "fastpool/_fastpath.pyx"
 
 # Seconds for the tests of one mutant; one that hangs is caught.
@@ -101,19 +102,19 @@ MUTANTS = (
     ),
     Mutant(
         "a lending does not bump the generation",
-        CORE,
+        HOT,
         "(((fp_peek(&slot.word) >> 8) + 1) << 8) | IN_USE",
         "((fp_peek(&slot.word) >> 8) << 8) | IN_USE",
     ),
     Mutant(
         "a return does not compare the generation",
-        CORE,
+        HOT,
         "(generation >= 0 and (word >> 8) != <uint64_t>generation)",
         "False",
     ),
     Mutant(
         "a granted slot can be returned before its waiter has come for it",
-        CORE,
+        HOT,
         "        if slot.conn != NULL:       # granted to a waiter that has not come for it yet\n"
         "            return NOT_LENT\n",
         "",

@@ -280,6 +280,7 @@ def test_the_design_names_every_part_of_the_package() -> None:
     parts = {path.name for path in (ROOT / "fastpool").glob("*.py") if path.stem[:2] != "__"}
     parts |= {path.name for path in (ROOT / "fastpool").glob("*.pyx")}
     parts |= {path.name for path in (ROOT / "fastpool").glob("*.h")}
+    parts |= {path.name for path in (ROOT / "fastpool").glob("*.pxd")}
     parts |= {f"{path.parent.name}/" for path in (ROOT / "fastpool").glob("*/*.py")}
     rows = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w.]+[/.]\w*)`", row)}
