@@ -73,7 +73,8 @@ class AttemptWithBackoff:
     DELAY_JITTER = 0.1
     DELAY_BACKOFF = 2.0
     # Less than a second: the first success is to come within 1.2 s of the server's return, and
-    # after the delay it takes a thread, a handshake and a fork of the server's.
+    # after the delay it takes a thread, a handshake and a fork of the server's. So with these
+    # numbers each delay is this one; programs may set others.
     MAX_DELAY = 0.8
 
     def __init__(self, *, timeout: float) -> None:
