@@ -279,8 +279,8 @@ def test_the_design_names_every_part_of_the_package() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     parts = {path.name for path in (ROOT / "fastpool").glob("*.py") if path.stem[:2] != "__"}
     parts |= {path.name for path in (ROOT / "fastpool").glob("*.pyx")}
-    parts |= {path.name for path in (ROOT / "fastpool").glob("*.h")}
     parts |= {path.name for path in (ROOT / "fastpool").glob("*.pxd")}
+    parts |= {path.name for path in (ROOT / "fastpool").glob("*.h")}
     parts |= {f"{path.parent.name}/" for path in (ROOT / "fastpool").glob("*/*.py")}
     rows = re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w.]+[/.]\w*)`", row)}
@@ -309,7 +309,7 @@ def test_contributing_says_where_things_are() -> None:
     rows = [row for row in table.splitlines() if row.startswith("|") and "`" in row]
     assert len(rows) >= 3
     for row in rows:
-        files = re.findall(r"\]\(([^)#]+\.pyx?)\)", row)
+        files = re.findall(r"\]\(([^)#]+\.(?:py|pyx|pxd))\)", row)
         sources = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
         for name in re.findall(r"`(\w+)`", row):
             assert re.search(rf"\b{name}\b", sources), f"no {name} in {files}"
