@@ -18,46 +18,8 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-
-try:
-    import psycopg_pool
-except ImportError:
-    psycopg_pool = None
-
-PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-FAILED = pytest.fail.Exception
-
-KEYS = {
-    "connections_errors",
-    "connections_lost",
-    "connections_ms",
-    "connections_num",
-    "pool_available",
-    "pool_max",
-    "pool_min",
-    "pool_size",
-    "requests_errors",
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_waiting",
-    "returns_bad",
-    "usage_ms",
-}
-
-
-def defect(reason, raises=AssertionError, condition=True):
-    """Run the test on both implementations; on psycopg_pool it fails with *raises*.
-
-    *condition*: whether the defect shows with the installed psycopg.
-    """
-    if isinstance(raises, str):
-        raises = getattr(psycopg_pool, raises) if psycopg_pool else Exception
-    fails = pytest.mark.xfail(condition, reason=reason, raises=raises, strict=True)
-    return pytest.mark.parametrize(
-        "impl", [pytest.param("psycopg_pool", marks=fails), "fastpool"], indirect=True
-    )
-
+from driver import VERSION
+from shared.defects import FAILED, KEYS, defect
 
 # Those who gave up waiting
 
@@ -165,7 +127,7 @@ def test_an_expired_idle_connection_is_not_lent(open_pool, eventually, pid):
 @defect(
     "closing a broken connection never reaches the pool",
     raises="PoolTimeout",
-    condition=PSYCOPG >= (3, 3),
+    condition=VERSION >= (3, 3),
 )
 def test_closing_a_broken_connection_frees_its_place(impl, open_pool, break_connection):
     pool = open_pool(close_returns=True)

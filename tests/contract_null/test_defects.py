@@ -16,46 +16,13 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-
-try:
-    import psycopg_pool
-except ImportError:
-    psycopg_pool = None
+from shared.defects import FAILED, KEYS, defect
 
 pytestmark = pytest.mark.anyio
 
-FAILED = pytest.fail.Exception
-
-KEYS = {
-    "connections_errors",
-    "connections_lost",
-    "connections_ms",
-    "connections_num",
-    "pool_available",
-    "pool_max",
-    "pool_min",
-    "pool_size",
-    "requests_errors",
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_waiting",
-    "returns_bad",
-    "usage_ms",
-}
 
 threads_only = pytest.mark.parametrize("kind", ["threads"], indirect=True)
 tasks_only = pytest.mark.parametrize("kind", ["tasks"], indirect=True)
-
-
-def defect(reason, raises=AssertionError):
-    """Run the test on both implementations; on psycopg_pool it fails with *raises*."""
-    if isinstance(raises, str):
-        raises = getattr(psycopg_pool, raises) if psycopg_pool else Exception
-    fails = pytest.mark.xfail(reason=reason, raises=raises, strict=True)
-    return pytest.mark.parametrize(
-        "impl", [pytest.param("psycopg_pool", marks=fails), "fastpool"], indirect=True
-    )
 
 
 # Connecting side by side

@@ -8,31 +8,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
+from shared.deadlines import takes
 
 import fastpool
 import fastpool.guard
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
-
-# What a call may take beyond its deadline (seconds), on a machine with other work.
-LATE = 0.05
-SLACK = 0.15
-
-
-@contextmanager
-def takes(least: float, most: float) -> Iterator[None]:
-    """Assert that the block takes from *least* to *most* seconds."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        took = time.monotonic() - began
-    assert least - 0.01 <= took <= most + LATE + SLACK
 
 
 @pytest.fixture
