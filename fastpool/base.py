@@ -298,6 +298,19 @@ class BasePool(FastPath):
         """Return *value* changed by a random fraction of itself between *low* and *high*."""
         return value * (1.0 + random.uniform(low, high))
 
+    def _expiry_ns(self, now_ns: int) -> int:
+        """When a connection made now expires: max_lifetime, less up to 5 % against stampedes."""
+        lifetime = self._jitter(self.max_lifetime, -0.05, 0.0)
+        return now_ns + int(min(lifetime, 1e9) * _NS_PER_S)
+
+    def _check_timeout(self, timeout: Any) -> None:
+        """Refuse what is not a time to wait. Called for calls that say one."""
+        parameters.number("timeout", timeout)
+
+    def _hide(self, text: str) -> str:
+        """Return *text* without the passwords that the pool connects with."""
+        return self._redactor.hide(text, self.conninfo, self.kwargs)
+
     @property
     def min_size(self) -> int:
         """How many connections the pool keeps open."""
@@ -433,19 +446,6 @@ class BasePool(FastPath):
     def _nconns(self) -> int:
         return self._table.counts()[0]
 
-    def _check_timeout(self, timeout: Any) -> None:
-        """Refuse what is not a time to wait. Called for calls that say one."""
-        parameters.number("timeout", timeout)
-
-    def _hide(self, text: str) -> str:
-        """Return *text* without the passwords that the pool connects with."""
-        return self._redactor.hide(text, self.conninfo, self.kwargs)
-
-    def _expiry_ns(self, now_ns: int) -> int:
-        """When a connection made now expires: max_lifetime, less up to 5 % against stampedes."""
-        lifetime = self._jitter(self.max_lifetime, -0.05, 0.0)
-        return now_ns + int(min(lifetime, 1e9) * _NS_PER_S)
-
     # --- lost connections ---------------------------------------------------------------------
 
     def _make_on_lost(self) -> Callable[[int, int, int, int, bool], None]:
@@ -507,7 +507,7 @@ class BasePool(FastPath):
         """Have what is in `_dead` closed."""
         raise NotImplementedError
 
-    # --- what the connector plans -------------------------------------------------------------
+    # --- what is planned for later ------------------------------------------------------------
 
     def _retry_connect(self) -> None:
         self._connector.retry()
