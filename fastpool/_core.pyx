@@ -473,7 +473,7 @@ cdef class SlotTable:
     # --- lending ----------------------------------------------------------------------------
 
     cdef void stamp_for(self, int index, Waiter waiter) noexcept:
-        """The same for a waiter, with the place that it called from. Caller holds the mutex."""
+        """stamp() for a waiter, with the place that it called from. Caller holds the mutex."""
         cdef fp_site *site = &self.chunk(index).sites[index & 63]
         cdef uint64_t code = fp_peek(&site.code)
         self.stamp(self.slot(index), waiter.owner, fp_now_coarse())
@@ -482,7 +482,7 @@ cdef class SlotTable:
         fp_poke(&waiter.site.code, code)    # its reference ends with the waiter
 
     cdef void mark_anew(self, fp_site *site) noexcept:
-        """The same, when the code is not that of the last time."""
+        """mark(), when the code is not that of the last time."""
         cdef uint64_t at
         cdef PyObject *code = fp_here(&at)
         if <size_t>code == fp_peek(&site.code):

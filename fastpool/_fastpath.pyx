@@ -18,7 +18,7 @@ from cpython.ref cimport Py_INCREF
 
 from fastpool._core cimport (
     Entry, INHERITED, LATE, NOT_LENT, REQUESTS, Slot, SlotTable, TAKEN, USAGE_NS, Waiter,
-    fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic,
+    fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek, fp_poke, fp_add, fp_atomic, fp_steal,
 )
 
 import asyncio
@@ -81,12 +81,6 @@ cdef object running_loop = asyncio._get_running_loop
 # Its function is written in Python before 3.12; what it reads is this dictionary.
 cdef object current_tasks = None if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks
 current_task = asyncio.current_task if current_tasks is None else current_tasks.get
-
-cdef extern from *:
-    """
-    #define fp_owned(p) (p)
-    """
-    object fp_owned(PyObject *)         # the C reference becomes Python's, uncounted
 
 cdef object SLOT = "_slot"
 cdef object GETCONN = "getconn"
@@ -595,7 +589,7 @@ cdef class PoolCoroutine:
         """Go on until the next suspension. Raises StopIteration with the result."""
         cdef PyObject *result = NULL
         cdef Step came = self.step(value, &result)
-        outcome = fp_owned(result)
+        outcome = fp_steal(result)
         if came == RETURNED:
             raise StopIteration(outcome)
         return outcome
