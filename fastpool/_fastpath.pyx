@@ -1,7 +1,8 @@
 """The hot path: lend a free connection, take a healthy one back, without a Python frame.
 
-Owns: the two operations that a program does millions of, and the `with pool.connection()` block
-around them. Refuses: every case that is not plain. A pool that is not open, a check or reset
+Owns: the two operations that a program does millions of, the `with pool.connection()` block around
+them and the leases of `connect()`, and the look at a socket where no kernel tells of its end: what
+has to be C. Refuses: every case that is not plain. A pool that is not open, a check or reset
 callback, INFO logging switched on, an expired or broken connection, an open transaction, somebody
 to wait for: each is left to the shell's `_getconn` and `_putconn`, which decide it in full.
 
