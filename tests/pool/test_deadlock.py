@@ -327,6 +327,7 @@ def test_two_pools_that_wait_for_each_other_are_not_looked_through(
             conn.execute("select 1")
             barrier.wait(5.0)
             wait_in_vain(second)
+            barrier.wait(5.0)  # who gave back at once would serve the other, if that began later
 
     calls = [spawn(work, one, two), spawn(work, two, one)]
     for call in calls:
