@@ -1132,6 +1132,27 @@ cdef class SlotTable:
         return [(index, fp_load(&self.slot(index).word) >> 8, fp_peek(&self.slot(index).owner))
                 for index in range(self.capacity()) if self.state(index) == IN_USE]
 
+    def sessions(self, list held not None):
+        """The pgconn of each of these lendings; None when one has ended, or has none. No reference
+        to their entries: see reclaim()."""
+        cdef int index
+        cdef uint64_t generation
+        cdef PyObject *pgconn
+        cdef Detail *detail
+        found = []
+        for index, generation, _ in held:
+            detail = &self.chunk(index).details[index & 63]
+            pgconn = NULL
+            with self.mutex:
+                if (fp_load(&self.slot(index).word) == (generation << 8 | IN_USE)
+                        and detail.entry != NULL):
+                    pgconn = <PyObject *>(<Entry>detail.entry).pgconn
+                    Py_XINCREF(pgconn)
+            if pgconn == NULL:
+                return None
+            found.append(fp_steal(pgconn))
+        return None if None in found else found
+
     def break_deadlock(self, list held not None):
         """Settle those who wait and hold, if these lendings still are all that there is. Return
         whether they are."""
@@ -1619,6 +1640,56 @@ def outwards(frame, Py_ssize_t limit):
         back = fp_back(frame)
         frame = None if back == NULL else fp_steal(back)
     return frames
+
+
+cdef extern from *:
+    """
+    /* The words of a frame: n variables, then its stack, up to `all`. How high the stack is, a
+       frame that runs C code does not tell; what is above may be stale. Up to 3.13: the layout is
+       that of internal/pycore_frame.h, see _site.h. */
+    static void **fp_words(PyObject *object, Py_ssize_t *n, Py_ssize_t *all) {
+    #if PY_VERSION_HEX < 0x030B0000
+        PyFrameObject *frame = (PyFrameObject *)object;
+        PyCodeObject *code = frame->f_code;
+        *n = code->co_nlocals + PyTuple_GET_SIZE(code->co_cellvars)
+            + PyTuple_GET_SIZE(code->co_freevars);
+        *all = *n + code->co_stacksize;
+        return (void **)frame->f_localsplus;
+    #elif PY_VERSION_HEX < 0x030E0000
+        struct _PyInterpreterFrame *frame = ((PyFrameObject *)object)->f_frame;
+        PyCodeObject *code = (PyCodeObject *)fp_code(frame);
+        *n = code->co_nlocalsplus;
+        *all = *n + code->co_stacksize;
+        #if PY_VERSION_HEX < 0x030D0000
+        if (frame->stacktop >= *n && frame->stacktop < *all) *all = frame->stacktop;
+        #endif
+        return (void **)frame->localsplus;
+    #else
+        *n = *all = 0;
+        return NULL;
+    #endif
+    }
+    """
+    void **fp_words(object frame, Py_ssize_t *n, Py_ssize_t *all)
+
+
+def frame_ids(frame):
+    """Return the ids of what is in the variables of a frame, cells as such, and of what is, or was
+    not long ago, on its stack; none of that from 3.14 on.
+
+    In C, for a look at `f_locals` leaves copies of the variables behind, up to 3.12. For a build
+    with a GIL, where no thread runs meanwhile.
+    """
+    cdef Py_ssize_t n, all, i
+    cdef list variables = [], stack = []
+    cdef void **words = fp_words(frame, &n, &all)
+    if words == NULL:
+        if frame.f_locals is not frame.f_globals:
+            variables = [id(value) for value in frame.f_locals.values()]
+    for i in range(all):
+        if words[i] != NULL:
+            (variables if i < n else stack).append(<size_t>words[i])
+    return variables, stack
 
 
 # ---- how this was compiled

@@ -1,53 +1,74 @@
 """Deadlocks among a pool's borrowers: proved, or passed over.
 
 Owns: the proof that nobody will give a connection back, and what is said then. Refuses: to guess.
-That every connection is lent, each by somebody who waits in this pool, is only a suspicion: a web
+That every connection is lent, each to somebody who waits in this pool, is only a suspicion: a web
 framework may borrow in one thread, use and give back in others, and have the first one wait for
 the next request's connection meanwhile.
 
-PROOF. Of each connection: it is in the variables of the functions that its borrower is in the
-middle of, and every reference to it that there is has been found there, directly or in a list,
-tuple, set or dictionary that itself is nowhere else, or in the `with` block that lent it. So none
-but its borrower can give it back, and that one waits. A connection that is also kept in an object,
-a closure, a queue or another thread's variables proves nothing, and the waiting goes on.
+PROOF. From each lent session backwards: what refers to it, what refers to that, and so on. It is
+certain when all these ways end on the stacks of those who wait, for then nobody else can reach the
+connection. A way that ends elsewhere proves nothing: in a variable of another thread or task, in a
+global or a class while other threads run, in a thread or task that has not begun, or out of sight.
 
-The slot table keeps no reference to what it has lent, so there is nothing to subtract. On a build
-without a GIL another thread's variables can't be read, and under gevent all greenlets have one
-thread's ident: there no look at threads is taken.
+OUT OF SIGHT of the collector is what a running stack holds: variables, the exit of a `with`
+statement, the arguments of a call. Of other threads these are searched for what was found on the
+ways. For the rest, a reference that nobody is seen to hold is a stack's that waits if it is found
+there, or if such things are so held as a rule; a list or an object of the program's is not.
+
+On a build without a GIL another thread's variables can't be read, and under gevent all greenlets
+have one thread's ident: there no look at threads is taken.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
-from collections.abc import Iterable
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from contextvars import Context
 from types import (
     AsyncGeneratorType,
     BuiltinMethodType,
+    CellType,
     CoroutineType,
     FrameType,
+    FunctionType,
     GeneratorType,
     MethodType,
+    ModuleType,
+    TracebackType,
 )
 from typing import TYPE_CHECKING, Any
 
-from psycopg import AsyncConnection, Connection
-from psycopg._cursor_base import BaseCursor
-
 from . import stacks
-from ._core import Entry, Waiter
-from ._fastpath import Block, Lease
+from ._core import Entry, Waiter, frame_ids
 from .snapshot import place
 
 if TYPE_CHECKING:
     from .base import BasePool
 
-_CONTAINERS = (list, tuple, set, dict)
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
-# Larger ones are not looked into: their size is no business of a wait.
-_LARGE = 1000
-# How far a chain of containers is followed.
-_DEPTH = 4
+# What a stack may hold out of sight: exits of `with` statements, arguments and functions of calls,
+# the exception that is being handled, the cells of closures, what a `for` statement runs through.
+_ON_STACKS = (
+    *_SUSPENDED,
+    BaseException,
+    BuiltinMethodType,
+    CellType,
+    Context,
+    FrameType,
+    FunctionType,
+    MethodType,
+    TracebackType,
+    dict,
+    tuple,
+)
+# From 3.14 on a `with` statement holds the object itself, not a method of it.
+_HOLDS_MANAGERS = sys.version_info >= (3, 14)
+# More objects on the ways to the connections are not looked at.
+_MANY = 1000
 
 # A wait of at most so many seconds is no deadlock: it ends soon, and what is held comes back. To
 # try for a moment is also how programs ask whether anything is free.
@@ -79,143 +100,142 @@ def look(pool: BasePool) -> None:
 
 
 def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
-    running, alone = pool._stacks(), _is_alone(pool, held)
-    for index, generation, owner in held:
-        frames = [frame for frame in running.get(owner, ()) if not _is_ours(frame)]
-        box = _find(pool, index, generation, frames)
-        if not box or not _is_confined(box, _Variables(frames, alone)):
-            return False
-    return True
+    owners, running = {owner for _, _, owner in held}, pool._stacks()
+    sessions = pool._table.sessions(held)
+    if sessions is None or not owners <= running.keys():
+        return False
+    return _Ways(pool, owners, running).end_on_stacks(sessions)
 
 
-def _is_alone(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
-    """Whether no thread runs but those that wait and the pool's: then globals are theirs alone."""
-    owners = {owner for _, _, owner in held}
-    return pool._OWNERS_ARE == "thread" and all(
-        ident in owners or all(map(_is_ours, frames)) for ident, frames in pool._stacks().items()
-    )
+class _Ways:
+    """The ways on which objects can be reached, as seen from those who wait."""
+
+    def __init__(
+        self, pool: BasePool, owners: set[int], running: Mapping[int, list[FrameType]]
+    ) -> None:
+        self.owners = owners
+        self.mine = {frame for owner in owners for frame in running[owner]}
+        others = [frames for ident, frames in running.items() if ident not in owners]
+        if pool._OWNERS_ARE == "task":
+            others += stacks.of_threads().values()
+            self.alone = False
+        else:
+            others = [
+                frames for frames in others if not _is_pools(frames) and not _joins(frames, owners)
+            ]
+            self.alone = not others
+        self.theirs = {frame for frames in others for frame in frames if not _is_ours(frame)}
+        # Tasks' coroutines are objects, in plain sight: their variables are, too.
+        ids = [frame_ids(frame) for frame in self.mine if pool._OWNERS_ARE == "thread"]
+        self.variables = Counter(one for variables, _ in ids for one in variables)
+        self.stacked = {one for _, stack in ids for one in stack}
+        # What finds every thread.
+        self.registers = {id(threading.__dict__.get(name)) for name in ("_active", "_limbo")}
+
+    def end_on_stacks(self, found: list[Any]) -> bool:
+        """Whether all ways to what is in *found*, a list that nobody else has, end there. What is
+        on these ways is added to the list.
+
+        No variable refers to any of it: that would be one more reference.
+        """
+        ids = {id(one) for one in found}
+        hidden: set[int] = set()
+        begin = 0
+        while begin < len(found):
+            end = len(found)
+            edges: Counter[int] = Counter()
+            referrers = gc.get_referrers(*found[begin:end])
+            for index in range(len(referrers)):
+                if referrers[index] is found or _is_look(referrers[index]):
+                    continue
+                edges.update(map(id, gc.get_referents(referrers[index])))
+                if id(referrers[index]) in ids or self._is_end(referrers[index]):
+                    continue
+                if self._leads_elsewhere(referrers[index]) or len(found) >= _MANY:
+                    return False
+                ids.add(id(referrers[index]))
+                found.append(referrers[index])
+            referrers.clear()
+            for index in range(begin, end):
+                one = id(found[index])
+                # Two are the list and getrefcount()'s argument.
+                if sys.getrefcount(found[index]) - 2 > edges[one] + self.variables[one]:
+                    if not self._may_be_on_stack(found[index]):
+                        return False
+                    hidden.add(one)
+            begin = end
+        return all(
+            ids.isdisjoint(variables) and hidden.isdisjoint(stack)
+            for variables, stack in map(frame_ids, self.theirs)
+        )
+
+    def _is_end(self, one: Any) -> bool:
+        """Whether this is where a way may end: a stack that waits, or the pool's own."""
+        if isinstance(one, FrameType):
+            return one in self.mine
+        if isinstance(one, _SUSPENDED):
+            return _frame_of(one) in self.mine
+        if isinstance(one, asyncio.Future):
+            return id(one) in self.owners
+        if _is_global(one):
+            return self.alone
+        return isinstance(one, (Entry, Waiter)) or id(one) in self.registers
+
+    def _leads_elsewhere(self, one: Any) -> bool:
+        if isinstance(one, threading.Thread):
+            return one.ident not in self.owners
+        if isinstance(one, FrameType):
+            return one in self.theirs
+        if isinstance(one, _SUSPENDED):
+            return _frame_of(one) in self.theirs
+        return isinstance(one, asyncio.Task) or _is_global(one)
+
+    def _may_be_on_stack(self, one: Any) -> bool:
+        cls = type(one)
+        if _HOLDS_MANAGERS and (hasattr(cls, "__exit__") or hasattr(cls, "__aexit__")):
+            return True
+        return isinstance(one, _ON_STACKS) or id(one) in self.variables or id(one) in self.stacked
+
+
+def _is_global(one: Any) -> bool:
+    """Whether all threads find this, by its name."""
+    return isinstance(one, (ModuleType, type)) or (type(one) is dict and "__builtins__" in one)
+
+
+def _is_look(referrer: Any) -> bool:
+    """Whether this is a frame of the look itself: until Python 3.10 these are in sight."""
+    return isinstance(referrer, FrameType) and referrer.f_globals is globals()
 
 
 def _is_ours(frame: FrameType) -> bool:
     name = frame.f_globals.get("__name__")
-    return isinstance(name, str) and name.partition(".")[0] in (__package__, "threading")
+    return isinstance(name, str) and name.partition(".")[0] == __package__
 
 
-def _find(pool: BasePool, index: int, generation: int, frames: list[FrameType]) -> list[Any]:
-    """Return the lent connection or lease that is in these frames' variables, in a list: to hold it
-    in a variable would be one more reference. An empty list when it is not there."""
-    for frame in frames:
-        for value in list(frame.f_locals.values()):
-            found = [value]
-            if type(value) in _CONTAINERS and len(value) <= _LARGE:
-                found = list(value.values() if type(value) is dict else value)
-            for candidate in found:
-                if _is_lent(pool, candidate, index, generation):
-                    return [candidate]
-    return []
-
-
-def _is_lent(pool: BasePool, candidate: Any, index: int, generation: int) -> bool:
-    # By its type, for an attribute of an unknown object may be anybody's code.
-    cls = type(candidate)
-    if issubclass(cls, Lease):
-        lent = candidate._lent
-        return lent is not None and _is_lent(pool, lent[1], index, generation)
-    if not issubclass(cls, (Connection, AsyncConnection)):
-        return False
-    entry = getattr(candidate, "__dict__", {}).get("_slot")
-    return (
-        isinstance(entry, Entry)
-        and entry.index == index
-        and candidate._pool is pool
-        and pool._table.generation(entry) == generation
+def _is_pools(frames: list[FrameType]) -> bool:
+    """Whether a thread with these frames is one of the pools', doing nothing for a program."""
+    return any(map(_is_ours, frames)) and all(
+        _is_ours(frame) or frame.f_globals is threading.__dict__ for frame in frames
     )
 
 
-class _Variables:
-    """The variables of a stack."""
-
-    def __init__(self, frames: list[FrameType], alone: bool) -> None:
-        self.frames = frames
-        # Dictionaries of variables: until Python 3.12 a function's frame keeps one, once it has
-        # been asked for; of a module it is its globals, which are other threads' too.
-        self.own = {
-            id(frame.f_locals)
-            for frame in frames
-            if type(frame.f_locals) is dict and (alone or frame.f_locals is not frame.f_globals)
-        }
-
-    def count(self, box: list[Any], but: Iterable[FrameType]) -> int:
-        """How many variables are what is in *box*. Cells and globals are others' as well."""
-        return sum(
-            1
-            for frame in self.frames
-            if frame.f_locals is not frame.f_globals and frame not in but
-            for name, value in frame.f_locals.items()
-            if value is box[0] and name not in frame.f_code.co_freevars
-            if name not in frame.f_code.co_cellvars
-        )
-
-
-def _is_confined(box: list[Any], variables: _Variables, depth: int = _DEPTH) -> bool:
-    """Whether every reference to what is in *box* is found in these variables, or in something
-    that is so confined itself."""
-    if depth == 0:
-        return False
-    found = 0
-    inner: list[list[Any]] = []
-    seen: list[FrameType] = []
-    referrers = gc.get_referrers(box[0])
-    while referrers:
-        by = [referrers.pop()]
-        if by[0] is box:
-            continue
-        frame = _frame_of(by[0])
-        if frame is not None:
-            if frame not in variables.frames:
-                return False
-            seen.append(frame)
-        elif type(by[0]) is dict and id(by[0]) in variables.own:
-            pass
-        elif isinstance(by[0], Entry):
-            pass  # of a proxy
-        elif type(by[0]) in (MethodType, BuiltinMethodType):
-            if not _is_on_a_stack(by, variables, referrers):
-                return False
-        elif isinstance(by[0], (*_CONTAINERS, Block, Lease, BaseCursor)):
-            inner.append(by)
-        else:
+def _joins(frames: list[FrameType], owners: set[int]) -> bool:
+    """Whether a thread with these frames waits for the end of one that waits here, however long."""
+    for frame in frames:
+        if frame.f_globals is not threading.__dict__:
             return False
-        found += sum(1 for one in gc.get_referents(by[0]) if one is box[0])
-    found += variables.count(box, seen)
-    # Two are the box and getrefcount()'s argument; the list of referrers is empty by now. A block
-    # that is entered is held by its `with` statement, at times out of everybody's sight.
-    unknown = sys.getrefcount(box[0]) - 2 - found
-    if unknown > (1 if isinstance(box[0], Block) else 0):
-        return False
-    return all(_is_confined(by, variables, depth - 1) for by in inner)
+        if frame.f_code is threading.Thread.join.__code__:
+            variables = frame.f_locals
+            return variables["timeout"] is None and variables["self"].ident in owners
+    return False
 
 
-def _frame_of(referrer: Any) -> FrameType | None:
-    """The frame whose variables a referrer has."""
-    if isinstance(referrer, FrameType):
-        return referrer
-    if isinstance(referrer, _SUSPENDED):
-        for name in ("cr_frame", "gi_frame", "ag_frame"):
-            frame: FrameType | None = getattr(referrer, name, None)
-            if frame is not None:
-                return frame
+def _frame_of(suspended: Any) -> FrameType | None:
+    for name in ("cr_frame", "gi_frame", "ag_frame"):
+        frame: FrameType | None = getattr(suspended, name, None)
+        if frame is not None:
+            return frame
     return None
-
-
-def _is_on_a_stack(by: list[Any], variables: _Variables, mine: list[Any]) -> bool:
-    """Whether a bound method is held by no object but these frames: it is a `with` statement's."""
-    return not [
-        referrer
-        for referrer in gc.get_referrers(by[0])
-        if referrer is not by and referrer is not mine
-        if _frame_of(referrer) not in variables.frames
-    ]
 
 
 # --- what is said -------------------------------------------------------------------------------

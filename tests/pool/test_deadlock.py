@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 import fastpool
 
 # Far longer than a deadlock takes to be found out.
 LONG = 20.0
+# Longer than a look takes to be made.
+MOMENT = 0.5
 pytestmark = pytest.mark.skipif(
     not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="threads are not looked at there"
 )
@@ -79,6 +82,132 @@ def test_however_it_is_borrowed(
         else:
             getattr(pool, method)(timeout=LONG)
     pool.putconn(held[0] if isinstance(held, list) else held)
+
+
+class Service:
+    """Keeps its connection in itself."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def serve(self) -> None:
+        self.conn = self.pool.getconn()
+        try:
+            ask_for_another(self.pool)
+        finally:
+            self.pool.putconn(self.conn)
+
+
+def ask_for_another(pool: Any, **_: Any) -> None:
+    with pool.connection(timeout=LONG):
+        pass
+
+
+@contextlib.contextmanager
+def session(pool: Any) -> Iterator[None]:
+    with pool.connection():
+        yield
+
+
+def in_a_block_without_a_name(pool: Any) -> None:
+    with pool.connection():
+        ask_for_another(pool)
+
+
+def in_an_exit_stack(pool: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pool.connection())
+        stack.enter_context(pool.connection(timeout=LONG))
+
+
+def in_an_object(pool: Any) -> None:
+    Service(pool).serve()
+
+
+def in_a_context_manager_of_the_programs(pool: Any) -> None:
+    with session(pool), session(pool):
+        pass
+
+
+def in_a_closure(pool: Any) -> None:
+    with pool.connection() as conn:
+
+        def inner() -> None:
+            conn.execute("select 1")
+            ask_for_another(pool)
+
+        inner()
+
+
+def in_a_cursor(pool: Any) -> None:
+    with pool.connection() as conn, conn.cursor() as cursor:
+        for _ in cursor.execute("select generate_series(1, 3)"):
+            ask_for_another(pool)
+
+
+def in_a_transaction(pool: Any) -> None:
+    with pool.connection() as conn, conn.transaction():
+        ask_for_another(pool)
+
+
+def in_an_argument(pool: Any) -> None:
+    with pool.connection() as conn:
+        ask_for_another(pool, conn=conn)
+
+
+def while_an_error_is_handled(pool: Any) -> None:
+    with pool.connection() as conn:
+        try:
+            conn.execute("select 1 / 0")
+        except psycopg.Error:
+            ask_for_another(pool)
+
+
+@at_once
+@pytest.mark.parametrize(
+    "work",
+    [
+        in_a_block_without_a_name,
+        in_an_exit_stack,
+        in_an_object,
+        in_a_context_manager_of_the_programs,
+        in_a_closure,
+        in_a_cursor,
+        in_a_transaction,
+        in_an_argument,
+        while_an_error_is_handled,
+    ],
+)
+def test_wherever_the_connections_are_kept(
+    new_pool: Callable[..., Any], spawn: Callable[..., Any], work: Callable[[Any], None]
+) -> None:
+    pool = new_pool()
+    call = spawn(work, pool)
+    with pytest.raises(fastpool.PoolDeadlock):
+        call.result()
+    with pool.connection(timeout=1.0):
+        pass
+
+
+@at_once
+def test_a_thread_that_waits_for_the_deadlocked_ones_to_end_helps_nobody(
+    new_pool: Callable[..., Any],
+) -> None:
+    pool = new_pool()
+    held, told = [], []
+
+    def work() -> None:
+        held.append(pool.getconn())
+        try:
+            pool.getconn(timeout=LONG)
+        except fastpool.PoolDeadlock as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert told
+    pool.putconn(held.pop())
 
 
 @at_once
@@ -205,27 +334,89 @@ def test_a_connection_that_another_thread_has_too_is_no_deadlock(
     pool.putconn(call.result())
 
 
-class Service:
-    """Keeps its connection in itself, where anybody may find it."""
-
-    def __init__(self, pool: Any) -> None:
-        self.conn = pool.getconn()
+class Shared:
+    conn: Any = None
 
 
-def test_a_connection_that_is_kept_in_an_object_is_no_deadlock(
-    new_pool: Callable[..., Any],
+def keep_in_an_object(conn: Any) -> Callable[[], Any]:
+    shared = Shared()
+    shared.conn = conn
+    return lambda: shared.conn
+
+
+def keep_in_a_class(conn: Any) -> Callable[[], Any]:
+    Shared.conn = conn
+    return lambda: Shared.__dict__["conn"]
+
+
+def keep_in_a_cursor(conn: Any) -> Callable[[], Any]:
+    cursor = conn.cursor()
+    return lambda: cursor.connection
+
+
+@at_once
+@pytest.mark.parametrize("keep", [keep_in_an_object, keep_in_a_class, keep_in_a_cursor])
+def test_a_connection_in_something_that_others_have_is_no_deadlock(
+    new_pool: Callable[..., Any], keep: Callable[[Any], Callable[[], Any]]
 ) -> None:
     pool = new_pool()
-    service = Service(pool)
-    conn = service.conn
-    wait_in_vain(pool)
-    pool.putconn(conn)
+    find = keep(pool.getconn())
+    timer = threading.Timer(MOMENT, lambda: pool.putconn(find()))
+    timer.start()
+    again = pool.getconn(timeout=LONG)
+    timer.join()
+    Shared.conn = None
+    pool.putconn(again)
+
+
+def from_a_list(pool: Any, inbox: queue.SimpleQueue[Any]) -> None:
+    for conn in [None, inbox.get(timeout=5.0)]:
+        if conn is not None:
+            pool.putconn(conn)
+        else:
+            time.sleep(MOMENT)
+
+
+def from_a_generator(pool: Any, inbox: queue.SimpleQueue[Any]) -> None:
+    def conns() -> Iterator[Any]:
+        conn = inbox.get(timeout=5.0)
+        yield None
+        yield conn
+
+    for conn in conns():
+        if conn is not None:
+            pool.putconn(conn)
+        else:
+            time.sleep(MOMENT)
+
+
+def at_the_end_of_a_block(pool: Any, inbox: queue.SimpleQueue[Any]) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.callback(pool.putconn, inbox.get(timeout=5.0))
+        del stack
+        time.sleep(MOMENT)
+
+
+@at_once
+@pytest.mark.parametrize("give_back", [from_a_list, from_a_generator, at_the_end_of_a_block])
+def test_a_connection_that_is_in_no_variable_of_who_has_it_is_no_deadlock(
+    new_pool: Callable[..., Any],
+    spawn: Callable[..., Any],
+    give_back: Callable[[Any, Any], None],
+) -> None:
+    pool = new_pool()
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    call = spawn(give_back, pool, inbox)
+    inbox.put(pool.getconn())
+    again = pool.getconn(timeout=LONG)
+    call.result()
+    pool.putconn(again)
 
 
 def test_a_connection_in_a_closure_is_no_deadlock(new_pool: Callable[..., Any]) -> None:
     pool = new_pool()
     conn = pool.getconn()
-    timer = threading.Timer(0.05, lambda: pool.putconn(conn))
+    timer = threading.Timer(MOMENT, lambda: pool.putconn(conn))
     timer.start()
     again = pool.getconn(timeout=LONG)
     timer.join()
@@ -235,7 +426,7 @@ def test_a_connection_in_a_closure_is_no_deadlock(new_pool: Callable[..., Any]) 
 def test_a_connection_in_a_timers_arguments_is_no_deadlock(new_pool: Callable[..., Any]) -> None:
     pool = new_pool()
     conn = pool.getconn()
-    timer = threading.Timer(0.05, pool.putconn, [conn])
+    timer = threading.Timer(MOMENT, pool.putconn, [conn])
     timer.start()
     again = pool.getconn(timeout=LONG)
     timer.join()
@@ -246,7 +437,7 @@ def test_a_connection_in_a_timers_arguments_is_no_deadlock(new_pool: Callable[..
 def test_a_list_that_others_have_too_is_no_deadlock(new_pool: Callable[..., Any]) -> None:
     pool = new_pool()
     conns = [pool.getconn()]
-    timer = threading.Timer(0.05, lambda held: pool.putconn(held.pop()), (conns,))
+    timer = threading.Timer(MOMENT, lambda held: pool.putconn(held.pop()), (conns,))
     timer.start()
     again = pool.getconn(timeout=LONG)
     timer.join()
@@ -257,7 +448,7 @@ def test_a_block_that_others_can_leave_is_no_deadlock(new_pool: Callable[..., An
     pool = new_pool()
     stack = contextlib.ExitStack()
     conn = stack.enter_context(pool.connection())
-    timer = threading.Timer(0.05, stack.close)
+    timer = threading.Timer(MOMENT, stack.close)
     timer.start()
     again = pool.getconn(timeout=LONG)
     timer.join()
@@ -271,7 +462,7 @@ def test_a_block_in_a_variable_that_others_have_is_no_deadlock(
     pool = new_pool()
     block = pool.connection()
     conn = block.__enter__()
-    timer = threading.Timer(0.05, block.__exit__, (None, None, None))
+    timer = threading.Timer(MOMENT, block.__exit__, (None, None, None))
     timer.start()
     again = pool.getconn(timeout=LONG)
     timer.join()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +15,8 @@ import fastpool
 
 pytestmark = pytest.mark.anyio
 LONG = 20.0
+# Longer than a look takes to be made.
+MOMENT = 0.5
 
 
 async def test_a_task_that_holds_all_and_wants_one_more_is_told(
@@ -51,6 +56,73 @@ async def test_tasks_that_hold_one_each_and_want_a_second_are_all_told(
     assert pool.snapshot().counts["available"] == 3
 
 
+async def in_a_block_without_a_name(pool: Any) -> None:
+    async with pool.connection():
+        await pool.getconn(timeout=LONG)
+
+
+async def in_an_exit_stack(pool: Any) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(pool.connection())
+        await stack.enter_async_context(pool.connection(timeout=LONG))
+
+
+async def in_an_object(pool: Any) -> None:
+    box = argparse.Namespace(conn=await pool.getconn())
+    try:
+        await pool.getconn(timeout=LONG)
+    finally:
+        await pool.putconn(box.conn)
+
+
+async def in_a_closure(pool: Any) -> None:
+    async with pool.connection() as conn:
+
+        async def inner() -> None:
+            await conn.execute("select 1")
+            await pool.getconn(timeout=LONG)
+
+        await inner()
+
+
+async def in_a_cursor(pool: Any) -> None:
+    async with pool.connection() as conn, conn.cursor() as cursor:
+        await cursor.execute("select generate_series(1, 3)")
+        async for _ in cursor:
+            await pool.getconn(timeout=LONG)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [in_a_block_without_a_name, in_an_exit_stack, in_an_object, in_a_closure, in_a_cursor],
+)
+async def test_wherever_the_connections_are_kept(
+    open_pool: Callable[..., Awaitable[Any]], work: Callable[[Any], Awaitable[None]]
+) -> None:
+    pool = await open_pool()
+    began = time.monotonic()
+    (error,) = await asyncio.gather(work(pool), return_exceptions=True)
+    assert type(error) is fastpool.PoolDeadlock
+    assert time.monotonic() - began < LONG / 2
+    assert pool.snapshot().counts["available"] == 1
+
+
+async def test_a_connection_in_a_thread_is_no_deadlock(
+    open_pool: Callable[..., Awaitable[Any]],
+) -> None:
+    pool = await open_pool()
+    loop = asyncio.get_running_loop()
+
+    def give_back(conn: Any) -> None:
+        time.sleep(MOMENT)
+        asyncio.run_coroutine_threadsafe(pool.putconn(conn), loop).result()
+
+    future = loop.run_in_executor(None, give_back, await pool.getconn())
+    again = await pool.getconn(timeout=LONG)
+    await future
+    await pool.putconn(again)
+
+
 async def test_a_connection_that_another_task_gives_back_is_no_deadlock(
     open_pool: Callable[..., Awaitable[Any]],
 ) -> None:
@@ -58,7 +130,7 @@ async def test_a_connection_that_another_task_gives_back_is_no_deadlock(
     conn = await pool.getconn()
 
     async def give_back(conn: Any) -> None:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(MOMENT)
         await pool.putconn(conn)
 
     task = asyncio.create_task(give_back(conn))
@@ -78,7 +150,7 @@ async def test_a_connection_that_a_callback_gives_back_is_no_deadlock(
     def give_back(conn: Any) -> None:
         tasks.append(asyncio.ensure_future(pool.putconn(conn)))
 
-    asyncio.get_running_loop().call_later(0.02, give_back, conn)
+    asyncio.get_running_loop().call_later(MOMENT, give_back, conn)
     again = await pool.getconn(timeout=LONG)
     assert again is conn
     await tasks[0]
