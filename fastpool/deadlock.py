@@ -144,9 +144,12 @@ class _Ways:
         while begin < len(found):
             end = len(found)
             edges: Counter[int] = Counter()
-            referrers = gc.get_referrers(*found[begin:end])
+            level = tuple(found[begin:end])
+            referrers = gc.get_referrers(*level)
             for index in range(len(referrers)):
-                if referrers[index] is found or _is_look(referrers[index]):
+                if referrers[index] is found or referrers[index] is level:
+                    continue
+                if _is_look(referrers[index]):
                     continue
                 edges.update(map(id, gc.get_referents(referrers[index])))
                 if id(referrers[index]) in ids or self._is_end(referrers[index]):
@@ -156,6 +159,7 @@ class _Ways:
                 ids.add(id(referrers[index]))
                 found.append(referrers[index])
             referrers.clear()
+            del level
             for index in range(begin, end):
                 one = id(found[index])
                 # Two are the list and getrefcount()'s argument.
