@@ -87,7 +87,7 @@ class SlotTable:
         *,
         lifo: bool = False,
         max_connecting: int = 1,
-        tau_ns: int = 1_000_000,
+        tau_ns: int = 2_000_000,
         keeps_idle: bool = True,
         on_lost: Callable[[int, int, int, int, bool], None] | None = None,
         on_owed: Callable[[int], None] | None = None,

@@ -54,7 +54,7 @@ the orders above cost nothing. Both operations stand in _core.pxd, at the end of
 
 SOURCES. Bit as owner token: no ABA problem, for nothing is linked. The publish-then-look pattern:
 E. W. Dijkstra, EWD123 (Dekker's algorithm). Memory orders: C11, 7.17.3. Hand-off against barging:
-the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mutex.go (1 ms too).
+the bounded overtaking of Go's sync.Mutex, https://go.dev/src/internal/sync/mutex.go (by 1 ms).
 """
 
 cimport cython
@@ -325,7 +325,7 @@ cdef class SlotTable:
 
     def __cinit__(
         self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
-        int64_t tau_ns=1_000_000, bint keeps_idle=True, on_lost=None, on_owed=None,
+        int64_t tau_ns=2_000_000, bint keeps_idle=True, on_lost=None, on_owed=None,
     ):
         self.min_size = min_size
         self.max_size = max_size

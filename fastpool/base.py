@@ -137,7 +137,7 @@ class BasePool(FastPath):
     """Base class of all pools. Not for direct use."""
 
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
-    _TAU_NS: ClassVar[int] = 1_000_000
+    _TAU_NS: ClassVar[int] = 2_000_000
     # What connects where no class is given.
     _DRIVER_CLASS: ClassVar[Any] = None
     # What borrows: "thread" or "task".
