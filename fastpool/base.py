@@ -66,8 +66,9 @@ class Timer(Protocol):
 
 
 class AttemptWithBackoff:
-    """The delays between attempts to connect: doubling from INITIAL_DELAY, jittered, at most
-    MAX_DELAY, the last one cut short at the moment of giving up. Times in seconds."""
+    """The delays between attempts to connect: doubling from INITIAL_DELAY, at most MAX_DELAY, each
+    shortened by chance by up to DELAY_JITTER of it, so that many processes do not come at once; the
+    last one cut short at the moment of giving up. Times in seconds."""
 
     INITIAL_DELAY = 1.0
     DELAY_JITTER = 0.1
@@ -86,13 +87,14 @@ class AttemptWithBackoff:
         """Return how long to wait before the next attempt; None when it is time to give up."""
         if self.give_up_at == 0.0:
             self.give_up_at = now + self.timeout
-            self.delay = BasePool._jitter(self.INITIAL_DELAY, -self.DELAY_JITTER, self.DELAY_JITTER)
+            self.delay = self.INITIAL_DELAY
         elif now >= self.give_up_at:
             return None
         else:
             self.delay *= self.DELAY_BACKOFF
         self.delay = min(self.delay, self.MAX_DELAY)
-        return max(0.0, min(self.delay, self.give_up_at - now))
+        delay = BasePool._jitter(self.delay, -self.DELAY_JITTER, 0.0)
+        return max(0.0, min(delay, self.give_up_at - now))
 
 
 class IdleView:

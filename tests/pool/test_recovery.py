@@ -151,6 +151,15 @@ def test_a_connect_that_gets_through_ends_the_backoff(
     available(pool, 2)
 
 
+def test_pools_that_fail_together_do_not_come_back_together() -> None:
+    backoffs = [fastpool.base.AttemptWithBackoff(timeout=300.0) for _ in range(20)]
+    longest = fastpool.base.AttemptWithBackoff.MAX_DELAY
+    for now in (1.0, 2.0, 3.0):
+        delays = [backoff.next_delay(now) or 0.0 for backoff in backoffs]
+        assert len(set(delays)) > 10
+        assert longest * 0.9 <= min(delays) <= max(delays) <= longest
+
+
 def test_a_timeout_names_the_last_connection_error(cut: Callable[..., Any], network: Any) -> None:
     pool = cut()
     with pytest.raises(
