@@ -31,6 +31,7 @@ from ._core import (
 from .base import AttemptWithBackoff, BasePool, Timer, logger, now, one_line
 from .lending import close_idle
 from .notices import Watch, is_no_socket
+from .redaction import mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,7 +277,8 @@ class Connector:
         except dialing.LeftBehind as error:
             error.name_heir(partial(self._come_late, debt))
             raise
-        except BaseException:
+        except BaseException as error:
+            mask(error, pool._hide)
             pool._table.vacate_unpaid(debt)
             self.grow()
             raise

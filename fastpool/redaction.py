@@ -8,11 +8,11 @@ piece of it, or all of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import ProgrammingError
+from psycopg.errors import Error, ProgrammingError
 
 MASK = "***"
 
@@ -31,6 +31,15 @@ _QUOTED = re.compile(r'("=")|".*"', re.DOTALL)
 def hide(text: str) -> str:
     """Return *text* without what looks like a password, in a URL or after its keyword."""
     return _IN_PAIR.sub(rf"\1\2{MASK}", _IN_URL.sub(rf"\1:{MASK}@", text))
+
+
+def mask(error: BaseException | None, hide: Callable[[str], str]) -> None:
+    """Take the secrets out of the driver's own exceptions, this one and those that led to it: it is
+    raised in the program, which may log it. *hide*: what does that with a text."""
+    while error is not None:
+        if isinstance(error, Error):
+            error.args = tuple(hide(one) if isinstance(one, str) else one for one in error.args)
+        error = error.__cause__ or error.__context__
 
 
 class Redactor:

@@ -54,6 +54,29 @@ class AsyncTelling(psycopg.AsyncConnection[Any]):
         raise psycopg.OperationalError(f"no luck with {conninfo!r} and {kwargs!r}")
 
 
+@pytest.mark.parametrize("telling", [False, True], ids=["driver", "telling"])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("kind", ["", "Async"])
+async def test_the_error_of_a_null_pools_connect_shows_no_password(
+    kind: str, source: str, telling: bool
+) -> None:
+    conninfo, kwargs = SOURCES[source]
+    options: dict[str, Any] = {"kwargs": kwargs, "max_size": 1, "open": False}
+    if telling:
+        options["connection_class"] = AsyncTelling if kind else Telling
+    pool = getattr(fastpool, f"{kind}NullConnectionPool")(conninfo, **options)
+    await done(pool.open())
+    try:
+        with pytest.raises(psycopg.Error) as caught:
+            await done(pool.getconn(timeout=5.0))
+    finally:
+        await done(pool.close())
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "s3cr3t" not in f"{error} {error!r}"
+        error = error.__context__
+
+
 @own
 @pytest.mark.parametrize("telling", [False, True], ids=["driver", "telling"])
 @pytest.mark.parametrize("source", SOURCES)
