@@ -51,10 +51,13 @@ cdef extern from *:
     bint FREE_THREADED "FP_FREE_THREADED"
 
 cdef enum:
-    CHUNK = 64              # slots in a chunk: one word of the free bitmap
+    SHIFT = 5
+    CHUNK = 32              # slots in a chunk, 1 << SHIFT: half a word of the free bitmap, for
+                            # with 64 a pool of two would take 4 KiB more
+    LAST = 31               # in its chunk, slot i is i & LAST
     HINTS = 16
     FEW = 4                 # chunks for which no directory is allocated
-    MAX_CHUNKS = 256
+    MAX_CHUNKS = 512
     MAX_SLOTS = 16384       # CHUNK * MAX_CHUNKS
 
 cdef enum State:
@@ -273,10 +276,10 @@ cdef class SlotTable:
     # --- the hot path: a slot's place, its lending, its return --------------------------------
 
     cdef inline Chunk *chunk(self, int index) noexcept nogil:
-        return self.chunks[index >> 6]
+        return self.chunks[index >> SHIFT]
 
     cdef inline Slot *slot(self, int index) noexcept nogil:
-        return &self.chunks[index >> 6].slots[index & 63]
+        return &self.chunks[index >> SHIFT].slots[index & LAST]
 
     cdef inline bint overdue(self) noexcept nogil:
         """Whether newcomers must queue: the first waiter is older than tau."""
@@ -319,7 +322,7 @@ cdef class SlotTable:
             if best < 0:
                 fp_poke(&self.idle_low, 0)
                 return -1
-            mask = <uint64_t>1 << (best & 63)
+            mask = <uint64_t>1 << (best & LAST)
             if fp_and(&self.chunk(best).free, ~mask) & mask:
                 if <uint64_t>(seen - 1) < fp_peek(&self.idle_low):
                     fp_poke(&self.idle_low, seen - 1)
@@ -328,8 +331,8 @@ cdef class SlotTable:
     cdef inline object lend(self, int index, bint fast, uint64_t owner, int64_t now):
         """Lend a slot that was claimed: AVAILABLE -> IN_USE. Return its connection."""
         cdef Chunk *chunk = self.chunk(index)
-        cdef Slot *slot = &chunk.slots[index & 63]
-        self.mark(&chunk.sites[index & 63])
+        cdef Slot *slot = &chunk.slots[index & LAST]
+        self.mark(&chunk.sites[index & LAST])
         self.stamp(slot, owner or PyThread_get_thread_ident(), now)
         if fast:
             fp_poke(&slot.requests, fp_peek(&slot.requests) + 1)
@@ -350,9 +353,9 @@ cdef class SlotTable:
     cdef inline object take(self, int index):
         """Hand out the slot's reference: from here on the borrower's is the only one."""
         cdef Chunk *chunk = self.chunk(index)
-        cdef PyObject *conn = chunk.slots[index & 63].conn
-        chunk.slots[index & 63].conn = NULL
-        fp_poke(&chunk.lent[index & 63], <size_t>conn)
+        cdef PyObject *conn = chunk.slots[index & LAST].conn
+        chunk.slots[index & LAST].conn = NULL
+        fp_poke(&chunk.lent[index & LAST], <size_t>conn)
         fp_poke(&self.hints[(<size_t>conn >> 6) % HINTS], index)
         return fp_steal(conn)
 
@@ -364,9 +367,9 @@ cdef class SlotTable:
         """
         cdef int index = <int>fp_peek(&self.hints[(<size_t>conn >> 6) % HINTS])
         cdef Chunk *chunk = self.chunk(index)
-        if FREE_THREADED or fp_peek(&chunk.lent[index & 63]) != <size_t>conn:
+        if FREE_THREADED or fp_peek(&chunk.lent[index & LAST]) != <size_t>conn:
             return NULL
-        return chunk.details[index & 63].entry
+        return chunk.details[index & LAST].entry
 
     cdef inline int begin_return_c(self, Entry entry, int64_t generation) noexcept nogil:
         """IN_USE -> RETURNING, for one caller only. With a generation >= 0, for that lending only.
@@ -406,5 +409,5 @@ cdef class SlotTable:
         """Set the slot's bit: from here on it is anybody's. Sequentially consistent."""
         cdef Chunk *chunk = self.chunk(index)
         if new_turn:
-            fp_poke(&chunk.turn[index & 63], fp_add(&self.turns, 1))
-        fp_or(&chunk.free, <uint64_t>1 << (index & 63))
+            fp_poke(&chunk.turn[index & LAST], fp_add(&self.turns, 1))
+        fp_or(&chunk.free, <uint64_t>1 << (index & LAST))

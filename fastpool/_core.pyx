@@ -357,7 +357,7 @@ cdef class SlotTable:
             slot = self.slot(i)
             Py_XDECREF(slot.conn)
             slot.conn = NULL
-            Py_XDECREF(<PyObject *><size_t>fp_peek(&self.chunk(i).sites[i & 63].code))
+            Py_XDECREF(<PyObject *><size_t>fp_peek(&self.chunk(i).sites[i & LAST].code))
         for i in range(n):
             PyMem_RawFree(self.chunks[i].memory)
         PyMem_RawFree(self.many)
@@ -384,7 +384,7 @@ cdef class SlotTable:
         at_home = []
         self.pid = 0
         for index in range(self.capacity()):
-            entry = self.chunk(index).details[index & 63].entry
+            entry = self.chunk(index).details[index & LAST].entry
             if entry != NULL:
                 fp_store(&(<Entry>entry).fate, INHERITED)
                 sessions.append((<Entry>entry).pgconn)
@@ -453,7 +453,7 @@ cdef class SlotTable:
 
     cdef int claim_this(self, int index) noexcept nogil:
         """Take this slot out of the bitmap if it is free. Return whether it was."""
-        cdef uint64_t mask = <uint64_t>1 << (index & 63)
+        cdef uint64_t mask = <uint64_t>1 << (index & LAST)
         return (fp_and(&self.chunk(index).free, ~mask) & mask) != 0
 
     cdef bint any_free(self) noexcept nogil:
@@ -474,7 +474,7 @@ cdef class SlotTable:
 
     cdef void stamp_for(self, int index, Waiter waiter) noexcept:
         """stamp() for a waiter, with the place that it called from. Caller holds the mutex."""
-        cdef fp_site *site = &self.chunk(index).sites[index & 63]
+        cdef fp_site *site = &self.chunk(index).sites[index & LAST]
         cdef uint64_t code = fp_peek(&site.code)
         self.stamp(self.slot(index), waiter.owner, fp_now_coarse())
         fp_poke(&site.code, fp_peek(&waiter.site.code))
@@ -505,7 +505,7 @@ cdef class SlotTable:
 
     cdef PyObject *site_locked(self, int index, int *at) noexcept:
         """Caller holds the mutex, and gets a reference."""
-        cdef fp_site *site = &self.chunk(index).sites[index & 63]
+        cdef fp_site *site = &self.chunk(index).sites[index & LAST]
         cdef PyObject *code = <PyObject *><size_t>fp_peek(&site.code)
         at[0] = <int>fp_peek(&site.at)
         Py_XINCREF(code)
@@ -672,10 +672,10 @@ cdef class SlotTable:
 
     cdef void detach_locked(self, int index, int fate) noexcept nogil:
         """-> CLOSING, and this is the connection's fate. Caller holds the mutex."""
-        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef Detail *detail = &self.chunk(index).details[index & LAST]
         fp_store(detail.fate, fate)
         detail.entry = detail.watch = NULL
-        fp_poke(&self.chunk(index).lent[index & 63], 0)
+        fp_poke(&self.chunk(index).lent[index & LAST], 0)
         self.put_state(index, CLOSING)
 
     def condemn(self, int index, watch):
@@ -686,7 +686,7 @@ cdef class SlotTable:
         (False, None) when it is somebody's for a moment, or not in the table.
         """
         cdef Slot *slot = self.slot(index)
-        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef Detail *detail = &self.chunk(index).details[index & LAST]
         cdef uint64_t word
         cdef bint lent = False
         cdef bint idle = False
@@ -707,7 +707,7 @@ cdef class SlotTable:
         conn = None
         if idle:
             conn = self.take(index)
-            fp_poke(&self.chunk(index).lent[index & 63], 0)     # not lent at all
+            fp_poke(&self.chunk(index).lent[index & LAST], 0)     # not lent at all
         self.disown(index)
         return True, conn
 
@@ -749,7 +749,7 @@ cdef class SlotTable:
         late return is accepted, as after evict().
         """
         cdef Slot *slot = self.slot(index)
-        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef Detail *detail = &self.chunk(index).details[index & LAST]
         cdef uint64_t word
         cdef PyObject *pgconn = NULL
         with self.mutex:
@@ -769,13 +769,13 @@ cdef class SlotTable:
         cdef Debt debt = Debt.__new__(Debt)
         debt.table_ref = self.me
         debt.index = index
-        self.chunk(index).details[index & 63].debt = <PyObject *>debt
-        self.chunk(index).details[index & 63].orphan = False
+        self.chunk(index).details[index & LAST].debt = <PyObject *>debt
+        self.chunk(index).details[index & LAST].orphan = False
         return debt
 
     cdef bint forget_debt(self, Debt debt):
         """The debt is dropped. Return whether the slot still waits for what it is owed."""
-        cdef Detail *detail = &self.chunk(debt.index).details[debt.index & 63]
+        cdef Detail *detail = &self.chunk(debt.index).details[debt.index & LAST]
         cdef bint unpaid
         if not self.is_ours():
             return False
@@ -793,7 +793,7 @@ cdef class SlotTable:
         """
         cdef int attempt
         with self.mutex:
-            self.chunk(index).details[index & 63].orphan = True
+            self.chunk(index).details[index & LAST].orphan = True
         if self.on_owed is None:
             return 0
         for attempt in range(TELLINGS):
@@ -812,8 +812,8 @@ cdef class SlotTable:
         debts = []
         for index in range(self.capacity()):
             with self.mutex:
-                orphan = self.chunk(index).details[index & 63].orphan
-                self.chunk(index).details[index & 63].orphan = False
+                orphan = self.chunk(index).details[index & LAST].orphan
+                self.chunk(index).details[index & LAST].orphan = False
             if orphan:
                 debts.append(self.new_debt(index))
         return debts
@@ -837,7 +837,7 @@ cdef class SlotTable:
             if fp_load(&self.is_closed) or not self.is_kept():
                 replace = False
             if replace:
-                self.chunk(index).details[index & 63].orphan = False
+                self.chunk(index).details[index & LAST].orphan = False
                 self.put_state(index, CONNECTING)
             else:
                 self.leave_locked(index)
@@ -845,7 +845,7 @@ cdef class SlotTable:
 
     cdef void leave_locked(self, int index) noexcept nogil:
         """-> EMPTY. Caller holds the mutex."""
-        cdef Detail *detail = &self.chunk(index).details[index & 63]
+        cdef Detail *detail = &self.chunk(index).details[index & LAST]
         if detail.growth:
             detail.growth = False
             self.growing -= 1
@@ -866,7 +866,7 @@ cdef class SlotTable:
         for index in range(<int>fp_peek(&self.n_chunks) * CHUNK):
             if (fp_peek(&self.slot(index).word) & 0xFF) == EMPTY:
                 self.put_state(index, CONNECTING)
-                self.chunk(index).details[index & 63].growth = growth
+                self.chunk(index).details[index & LAST].growth = growth
                 self.growing += growth
                 self.size += 1
                 return index
@@ -940,17 +940,17 @@ cdef class SlotTable:
         fp_poke(&slot.uses, 0)
         fp_poke(&slot.owner, 0)
         if owner:
-            self.mark(&self.chunk(index).sites[index & 63])
+            self.mark(&self.chunk(index).sites[index & LAST])
         with self.mutex:
             closed = fp_load(&self.is_closed) != 0
             if not closed:
                 fp_store(&entry.fate, RESIDENT)
-                self.chunk(index).details[index & 63].entry = <PyObject *>entry
-                self.chunk(index).details[index & 63].fate = &entry.fate
-                self.chunk(index).details[index & 63].watch = <PyObject *>watch
-                self.chunk(index).details[index & 63].debt = NULL
-                if self.chunk(index).details[index & 63].growth:
-                    self.chunk(index).details[index & 63].growth = False
+                self.chunk(index).details[index & LAST].entry = <PyObject *>entry
+                self.chunk(index).details[index & LAST].fate = &entry.fate
+                self.chunk(index).details[index & LAST].watch = <PyObject *>watch
+                self.chunk(index).details[index & LAST].debt = NULL
+                if self.chunk(index).details[index & LAST].growth:
+                    self.chunk(index).details[index & LAST].growth = False
                     self.growing -= 1
                 if owner:
                     self.stamp(self.slot(index), owner, fp_now_coarse())
@@ -1141,7 +1141,7 @@ cdef class SlotTable:
         cdef Detail *detail
         found = []
         for index, generation, _ in held:
-            detail = &self.chunk(index).details[index & 63]
+            detail = &self.chunk(index).details[index & LAST]
             pgconn = NULL
             with self.mutex:
                 if (fp_load(&self.slot(index).word) == (generation << 8 | IN_USE)
@@ -1491,7 +1491,7 @@ cdef class SlotTable:
                 views[index].code = self.site_locked(index, &views[index].at)
             if views[index].state != EMPTY:
                 taken = index + 1
-            detail = &self.chunk(index).details[index & 63]
+            detail = &self.chunk(index).details[index & LAST]
             if detail.entry != NULL:
                 views[index].pid = (<Entry>detail.entry).backend_pid
                 views[index].created = (<Entry>detail.entry).created
@@ -1510,7 +1510,7 @@ cdef class SlotTable:
         found = []
         for index in range(self.capacity()):
             if self.claim_this(index):
-                found.append((fp_peek(&self.chunk(index).turn[index & 63]), index,
+                found.append((fp_peek(&self.chunk(index).turn[index & LAST]), index,
                               <object>self.slot(index).conn))
                 self.publish(index, False)
         if fp_load_seq(&self.attention):
@@ -1534,8 +1534,8 @@ cdef class SlotTable:
         for index in range(self.capacity()):
             slot = self.slot(index)
             state = self.state(index)
-            bit = (fp_load(&self.chunk(index).free) >> (index & 63)) & 1
-            growing += self.chunk(index).details[index & 63].growth
+            bit = (fp_load(&self.chunk(index).free) >> (index & LAST)) & 1
+            growing += self.chunk(index).details[index & LAST].growth
             taken += state != EMPTY
             demand(bit == (state == AVAILABLE), f"slot {index} is {STATES[state]}, its bit {bit}")
             demand((slot.conn != NULL) == (state == AVAILABLE) or state == IN_USE,

@@ -181,7 +181,7 @@ MUTANTS = (
     Mutant(
         "a slot whose borrower has dropped it is forgotten when the telling is interrupted",
         CORE,
-        "            self.chunk(index).details[index & 63].orphan = True\n",
+        "            self.chunk(index).details[index & LAST].orphan = True\n",
         "            pass\n",
         ("tests/core/test_races.py",),
     ),

@@ -470,12 +470,12 @@ def test_more_than_the_limit_is_refused() -> None:
 
 def test_a_table_without_a_limit_grows_as_it_is_needed() -> None:
     table = CheckedTable(0, 0)
-    assert table.capacity() == 64
+    assert table.capacity() == 32
     for expected in range(200):
         index = table.raw.enter(1000)
         assert index == expected
         table.connect(index)
-    assert table.capacity() == 256
+    assert table.capacity() == 224
     assert table.counts() == (200, 200, 0)
 
 
