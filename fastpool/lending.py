@@ -312,10 +312,8 @@ def _begin_return(pool: BasePool, conn: Any) -> bool:
 def refuse(pool: BasePool, conn: Any) -> NoReturn:
     """Raise the ValueError for a connection that this pool has not lent."""
     other = getattr(conn, "_pool", None)
-    if other is None or other is pool:
-        origin = "it doesn't come from any pool"
-    else:
-        origin = f"it comes from pool {other.name!r}"
+    name = None if other is pool else getattr(other, "name", None)
+    origin = "it doesn't come from any pool" if name is None else f"it comes from pool {name!r}"
     try:
         which = str(conn)
     except Exception:  # the driver's raises when another thread closes the connection meanwhile

@@ -102,7 +102,7 @@ async def test_wherever_the_connections_are_kept(
     pool = await open_pool()
     began = time.monotonic()
     (error,) = await asyncio.gather(work(pool), return_exceptions=True)
-    assert type(error) is fastpool.PoolDeadlock
+    assert isinstance(error, fastpool.PoolDeadlock)
     assert time.monotonic() - began < LONG / 2
     assert pool.snapshot().counts["available"] == 1
 

@@ -198,6 +198,16 @@ async def test_a_method_that_takes_time_refuses_what_is_no_timeout(
         assert await scalar(conn, "select 1") == 1
 
 
+@pytest.mark.parametrize("what", [None, 1, "conn", Exception])
+async def test_what_is_no_connection_is_not_taken_back(
+    open_pool: Callable[..., Awaitable[Any]], what: Any
+) -> None:
+    pool = await open_pool()
+    for given in (what, pool, await open_pool()):
+        with pytest.raises(ValueError, match="it doesn't come from any pool"):
+            await done(pool.putconn(given))
+
+
 @pytest.mark.parametrize("timeout", [None, INF])
 async def test_wait_and_close_may_take_any_time(
     open_pool: Callable[..., Awaitable[Any]], timeout: Any
