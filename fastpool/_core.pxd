@@ -264,12 +264,12 @@ cdef class SlotTable:
     cdef int park(self, Waiter waiter, int64_t deadline) except -1
     cdef object after_leaving(self, Waiter waiter)
     cdef object collect(self, Waiter waiter)
-    cdef Waiter serve_one(self, int64_t now, bint *again, bint *asleep)
+    cdef Waiter serve_one(self, int64_t now, bint at_once, bint *again, bint *asleep)
     cdef int give_up(self, int index) except -1
     cdef bint is_ready(self) noexcept nogil
     cdef bint is_kept(self) noexcept nogil
     cdef Waiter serve_watcher(self, bint *again, bint *asleep)
-    cpdef object serve(self)
+    cpdef object serve(self, bint at_once=*)
     # looking
     cdef int view_locked(self, View *views, int room) noexcept
 

@@ -957,8 +957,9 @@ cdef class SlotTable:
                 else:
                     self.make_available(slot, entry, conn, fp_now_coarse())
                     self.publish(index, True)
+        # At once: for whom it was opened it must not be too late, or grow() would open another.
         if fp_load_seq(&self.attention):
-            self.serve()
+            self.serve(True)
         return not closed
 
     def vacate(self, int index):
@@ -1287,7 +1288,7 @@ cdef class SlotTable:
             self.serve()
         return self.collect(waiter)
 
-    cdef Waiter serve_one(self, int64_t now, bint *again, bint *asleep):
+    cdef Waiter serve_one(self, int64_t now, bint at_once, bint *again, bint *asleep):
         """Decide about the first waiter, and return it: the caller, who holds the mutex, drops
         what may be the last reference after it let go, and wakes it if it is asleep."""
         cdef Waiter head
@@ -1296,7 +1297,7 @@ cdef class SlotTable:
         if self.first == NULL:
             return self.serve_watcher(again, asleep)
         head = <Waiter>self.first
-        if now - head.since < self.tau:
+        if not at_once and now - head.since < self.tau:
             asleep[0] = not head.token and self.any_free()
             head.token |= asleep[0]
             return head
@@ -1325,8 +1326,9 @@ cdef class SlotTable:
         again[0] = asleep[0] = True
         return head
 
-    cpdef object serve(self):
-        """While somebody waits and something is free: wake or grant, first come first served."""
+    cpdef object serve(self, bint at_once=False):
+        """While somebody waits and something is free: wake or grant, first come first served.
+        `at_once`: grant, however young the first waiter is."""
         cdef Waiter waiter
         cdef bint again = True
         cdef bint asleep = False
@@ -1334,7 +1336,7 @@ cdef class SlotTable:
         while again:
             waiter = None
             with self.mutex:
-                waiter = self.serve_one(now, &again, &asleep)
+                waiter = self.serve_one(now, at_once, &again, &asleep)
             if asleep:
                 self.wake(waiter)
 

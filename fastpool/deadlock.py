@@ -91,7 +91,11 @@ def look(pool: BasePool) -> None:
     In the housekeeper's thread, or the event loop's."""
     pool._suspicion.leave()
     held = pool._table.deadlock_suspects()
-    if held is not None and _is_proved(pool, held):
+    if held is None or not _is_proved(pool, held):
+        return
+    # What is garbage has no way to it either, and comes back by itself.
+    gc.collect()
+    if _is_proved(pool, held):
         pool._deadlock = _describe(pool, held)
         pool._table.break_deadlock(held)
 

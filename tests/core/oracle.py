@@ -214,7 +214,7 @@ class Oracle:
         self.home[conn] = index
         self.epochs[conn] = self.epoch
         self.to_the_end(slot)
-        self.serve()
+        self.serve(at_once=True)
         return True
 
     def resize(self, min_size: int, max_size: int) -> None:
@@ -265,10 +265,11 @@ class Oracle:
             party.woken = True
             party.wakes += 1
 
-    def serve(self) -> None:
+    def serve(self, at_once: bool = False) -> None:
+        patient = self.patient and not at_once
         while self.line and self.indexes(AVAILABLE):
             head = self.line[0]
-            if self.patient:
+            if patient:
                 self.wake(head)
                 return
             index = self.claim()
@@ -277,7 +278,7 @@ class Oracle:
             self.wake(head)
         if self.line:
             # The core looks for something free before it knows that there is nothing.
-            if not self.patient:
+            if not patient:
                 self.claim()
             return
         while self.watchers and len(self.indexes(AVAILABLE)) >= self.min_size:

@@ -634,9 +634,10 @@ def test_connects_that_replace_are_not_counted_as_growth() -> None:
 
 def test_a_closed_connection_of_a_grown_slot_does_not_hold_growth_up() -> None:
     table = CheckedTable(0, 4)
-    table.queue()
+    first, _ = table.queue(), table.queue()
     table.connect(table.grow())
-    conn = table.reserve(0)
+    conn = table.resume(first.raw)
+    table.begin_return(conn)
     table.recycle(table.evict(conn), False)
     assert [table.grow() for _ in range(2)] == [0, -1]
 

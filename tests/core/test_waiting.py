@@ -110,6 +110,17 @@ def test_a_woken_waiter_takes_what_is_free_and_wakes_the_next() -> None:
     assert table.counts() == (2, 0, 1)
 
 
+def test_a_new_connection_goes_to_the_first_in_line_at_once() -> None:
+    # Else the pool would grow once more for a waiter that is on its way to a free connection.
+    table = CheckedTable(0, 2, tau_ns=PATIENT)
+    waiter = table.queue()
+    table.connect(table.grow())
+    assert waiter.is_settled
+    assert table.checkout() is None
+    assert table.grow() == -1
+    assert table.resume(waiter.raw) is not None
+
+
 def test_a_newcomer_may_overtake_a_waiter_that_is_young() -> None:
     table = full(1, tau_ns=PATIENT)
     conn = table.lend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import queue
 import sys
 import threading
@@ -549,3 +550,17 @@ with fastpool.ConnectionPool(sys.argv[1], min_size=1, open=False) as pool:
 def test_a_script_of_one_thread_is_found_out(script: Callable[..., Any], dsn: str) -> None:
     done = script(SCRIPT, dsn)
     assert (done.stdout, done.stderr) == ("PoolDeadlock\n", "")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_connection_in_garbage_comes_back(new_pool: Callable[..., Any]) -> None:
+    pool = new_pool()
+    gc.disable()
+    try:
+        cycle: list[Any] = [pool.getconn()]
+        cycle.append(cycle)
+        del cycle
+        with pool.connection(timeout=LONG):
+            pass
+    finally:
+        gc.enable()

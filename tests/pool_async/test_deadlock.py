@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -105,6 +106,20 @@ async def test_wherever_the_connections_are_kept(
     assert isinstance(error, fastpool.PoolDeadlock)
     assert time.monotonic() - began < LONG / 2
     assert pool.snapshot().counts["available"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_connection_in_garbage_comes_back(open_pool: Callable[..., Awaitable[Any]]) -> None:
+    pool = await open_pool()
+    gc.disable()
+    try:
+        cycle: list[Any] = [await pool.getconn()]
+        cycle.append(cycle)
+        del cycle
+        async with pool.connection(timeout=LONG):
+            pass
+    finally:
+        gc.enable()
 
 
 async def test_a_connection_in_a_thread_is_no_deadlock(
