@@ -142,7 +142,7 @@ bench-readme: $(VENV)/.has-peers ## measure, and write the figures into README.m
 	@mkdir -p bench/results
 	@$(MEASURE)=bench/results/$(FIGURES).json
 	@$(REPORT) bench/results/readme.json --readme README.md
-	@$(REPORT) bench/results/readme.json $(filter-out bench/results/readme.json,$(wildcard bench/results/*.json)) --aims docs/performance.md
+	@$(REPORT) bench/results/readme.json $$(ls bench/results/*.json | grep -v /readme.json) --aims docs/performance.md
 
 .PHONY: bench-compare
 bench-compare: ## measure the commit BASE and this tree PAIRS times in turns, and compare them
