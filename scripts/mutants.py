@@ -63,7 +63,6 @@ MUTANTS = (
         "                if self.first == <PyObject *>waiter:\n"
         "                    index = self.claim()\n",
         "                if True:\n                    index = self.claim()\n",
-        ORACLE,
     ),
     Mutant(
         "a return serves nobody",
