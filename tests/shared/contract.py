@@ -16,14 +16,19 @@ import pytest
 IMPLEMENTATIONS = ("psycopg_pool", "fastpool")
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package under test. psycopg_pool may be missing, fastpool may not."""
-    if request.param == "psycopg_pool":
+def implementation(name: str) -> ModuleType:
+    """Import a package under test. psycopg_pool may be missing, fastpool may not."""
+    if name == "psycopg_pool":
         reason = "psycopg_pool, the yardstick, is not installed"
         module: ModuleType = pytest.importorskip("psycopg_pool", reason=reason)
         return module
-    return importlib.import_module(request.param)
+    return importlib.import_module(name)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request: pytest.FixtureRequest) -> ModuleType:
+    """The package under test."""
+    return implementation(request.param)
 
 
 @pytest.fixture

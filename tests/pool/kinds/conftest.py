@@ -7,7 +7,6 @@ psycopg_pool runs on that too.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from shared.both import done, scalar
+from shared.contract import IMPLEMENTATIONS, implementation
 
 
 @pytest.fixture(scope="session")
@@ -24,14 +24,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["psycopg_pool", "fastpool"])
+@pytest.fixture(params=IMPLEMENTATIONS)
 def package(request: pytest.FixtureRequest) -> ModuleType:
-    """The package under test. psycopg_pool may be missing, fastpool may not."""
-    if request.param == "psycopg_pool":
-        reason = "psycopg_pool, the yardstick, is not installed"
-        module: ModuleType = pytest.importorskip("psycopg_pool", reason=reason)
-        return module
-    return importlib.import_module(request.param)
+    """The package under test."""
+    return implementation(request.param)
 
 
 @pytest.fixture(params=["", "Async"], ids=["threads", "tasks"])
