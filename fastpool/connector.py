@@ -14,7 +14,7 @@ from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from psycopg.errors import OperationalError, ProgrammingError
+from psycopg.errors import ConnectionTimeout, Error, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from . import dialing, guard, housekeeper, leases, roles
@@ -50,6 +50,8 @@ PATIENCE = 1.0
 # and how many may go on at most after they were left.
 PROBE_TIMEOUT = 10.0
 MOST_LATE = 16
+# While connects fail: how often (s) a borrower of a null pool may make one.
+TURN_PERIOD = 0.5
 # How long after a connect that was interrupted (seconds) the pool makes up for it.
 INTERRUPTED_DELAY = 1.0
 
@@ -79,6 +81,29 @@ class _Flight:
             self._connector.be_overdue(debt, self._who)
 
 
+class _Setback:
+    """A failed attempt that no success has followed."""
+
+    def __init__(self, began: float, error: Error) -> None:
+        self.began = began
+        self._class = type(error)
+        self._args = error.args  # without the frames
+        self._turns = Gauge()
+
+    def raise_to_those_who_came_before(self, came: float) -> None:
+        """Raise the error if the attempt began when they were waiting."""
+        if came <= self.began:
+            raise self._class(*self._args)
+
+    def take_turn(self) -> float:
+        """Take the turn to try again. Return 0.0, or how long until there may be one (s).
+
+        One turn for each period since the failure, so that none is waited for in vain, whatever
+        becomes of who took it."""
+        due, rest = divmod(now() - self.began, TURN_PERIOD)
+        return 0.0 if self._turns.enter(int(due)) else TURN_PERIOD - rest
+
+
 class Connector:
     """A pool's connects. Thread-safe without locks: a finalizer may come in at any point."""
 
@@ -97,6 +122,9 @@ class Connector:
         self._not_before = 0.0
         # Whether an attempt has had no answer since the last success.
         self._silent = False
+        # Of a null pool, whose borrowers connect themselves.
+        self._setback: _Setback | None = None
+        self._succeeded_at = -math.inf
 
     @property
     def _pool(self) -> BasePool:
@@ -182,7 +210,8 @@ class Connector:
             return
         flight = _Flight(self, debt, pool._owner())
         self._flights[flight] = None
-        self._started = (self._started[1], now())
+        began = now()
+        self._started = (self._started[1], began)
         timer = pool._later(PATIENCE, flight.be_overdue)
         mine: Debt | None = None
         try:
@@ -197,7 +226,7 @@ class Connector:
         except Exception as error:
             _forget_frames(error)
             timer.cancel()
-            await self._failed(mine or flight.take(), error)
+            await self._failed(mine or flight.take(), error, began)
         except BaseException:
             # Cancelled, by a loop that is about to end, most likely: go on if it does not.
             timer.cancel()
@@ -266,11 +295,29 @@ class Connector:
                 return found
         return None
 
+    async def take_turn(self, deadline: float) -> bool:
+        """Let a borrower connect; while that fails, two a second. Who comes between these waits for
+        the next, and is told its error: raises that. False at the deadline."""
+        pool = self._pool
+        came = now()
+        while (setback := self._setback) is not None and not self._is_let_in():
+            pool._require_open()
+            setback.raise_to_those_who_came_before(came)
+            wait = TURN_PERIOD if self._probing.inside else setback.take_turn()
+            left = deadline - now()
+            if wait <= 0.0:
+                break
+            if left <= 0.0:
+                return False
+            await _pause(pool, min(wait, left))
+        return True
+
     async def lend(self, debt: Debt, timeout: float) -> Any:
         """Connect a slot for the caller, who is lent the connection, within *timeout* seconds.
         Raises what connecting raises, ConnectionTimeout when it takes longer. A connect that is
         late keeps its slot until it ends, and goes to who waits then, or is closed."""
         pool = self._pool
+        began = now()
         try:
             conn = await pool._call(pool._connect, timeout)
             await self._install(debt, conn, lend=True)
@@ -279,10 +326,11 @@ class Connector:
             raise
         except BaseException as error:
             mask(error, pool._hide)
+            self._note_failure(began, error)
             pool._table.vacate_unpaid(debt)
             self.grow()
             raise
-        pool._last_error = None
+        self._note_success()
         return conn
 
     def _come_late(self, debt: Debt, conn: Any, error: BaseException | None) -> None:
@@ -338,8 +386,7 @@ class Connector:
             table.vacate(debt)
 
     def _succeeded(self, debt: Debt) -> None:
-        pool = self._pool
-        pool._last_error = None
+        self._note_success()
         self._silent = False
         self._not_before = 0.0
         if self._probing.inside:
@@ -357,7 +404,26 @@ class Connector:
         self._probing.leave()
         self._release_owed()
 
-    async def _failed(self, debt: Debt | None, error: Exception) -> None:
+    def _is_let_in(self) -> bool:
+        """Whether others of a null pool got in lately: what fails then wants room, and soon."""
+        recent = now() - self._succeeded_at < 2.0 * TURN_PERIOD
+        return recent and self._pool.snapshot().counts["in_use"] > 0
+
+    def _note_success(self) -> None:
+        self._pool._last_error = None
+        self._setback = None
+        self._succeeded_at = now()
+
+    def _note_failure(self, began: float, error: BaseException) -> None:
+        """Remember what came of an attempt, unless a later one has succeeded. What is not of the
+        server's or the driver's is the program's own affair, and a timeout its caller's."""
+        if not isinstance(error, Error) or isinstance(error, ConnectionTimeout):
+            return
+        if began > self._succeeded_at:
+            self._pool._last_error = self._pool._hide(one_line(error))
+            self._setback = _Setback(began, error)
+
+    async def _failed(self, debt: Debt | None, error: Exception, began: float) -> None:
         """An attempt has failed. *debt*: its slot, None when it had been left to itself."""
         pool = self._pool
         if pool._closed:
@@ -365,6 +431,7 @@ class Connector:
                 pool._table.vacate(debt)
             return
         pool._last_error = pool._hide(one_line(error))
+        self._note_failure(began, error)
         # The text: log records live on, and an exception holds its frames, which hold the pool.
         logger.warning("error connecting in %r: %s", pool.name, pool._hide(str(error)))
         if debt is not None and not self._go_on_after_failure(debt, 0.0):
@@ -433,6 +500,16 @@ class Connector:
             self._pool._table.vacate(retry[1])
         for debt in self._take_owed():
             self._pool._table.vacate(debt)
+
+
+async def _pause(pool: BasePool, seconds: float) -> None:
+    """Let time pass, until the pool is closed, or has a connection to spare."""
+    waiter = pool._new_waiter()
+    try:
+        if not pool._table.watch(waiter):
+            await pool._watch(waiter, seconds)
+    finally:
+        pool._table.unwatch(waiter)
 
 
 def _watch(pool: BasePool, conn: Any, index: int) -> Watch | None:

@@ -174,6 +174,8 @@ async def _connect_now(
     pool: BasePool, timeout: float, deadline: float, failed: BaseException | None
 ) -> Any:
     """Open a connection for this caller. None when the pool is at its maximum."""
+    if not await pool._connector.take_turn(deadline):
+        raise _timeout_error(pool, timeout, failed)
     debt = pool._connector.take_room()
     if debt is None:
         return None

@@ -22,11 +22,12 @@ class NullConnectionPool(BaseNullPool, ConnectionPool[CT]):
     callers wait, and a connection that comes back goes to the first of them, reset, instead of
     being closed. `conn.close()` closes, and frees the place.
 
-    `getconn()` blocks while it connects, side by side with other threads. It passes the time that
-    it has left to the driver as connect_timeout, unless you set that. Raises what connecting
-    raises, and PoolTimeout when that takes too long. The class's `connect()` runs in a thread of
-    its own, with the caller's context variables, so that the caller need not wait for it; the
-    other callbacks run in the caller's. Thread-safe.
+    `getconn()` blocks while it connects, side by side with other threads; while that fails, one
+    after the other, two a second. It passes the time that it has left to the driver as
+    connect_timeout, unless you set that. Raises what connecting raises, and PoolTimeout when that
+    takes too long. The class's `connect()` runs in a thread of its own, with the caller's context
+    variables, so that the caller need not wait for it; the other callbacks run in the caller's.
+    Thread-safe.
     """
 
     if not TYPE_CHECKING:

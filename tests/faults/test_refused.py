@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -235,3 +236,61 @@ def test_a_null_pool_passes_a_wrong_password_on_to_its_caller(
         )
     pool.dsn = account.dsn("right")
     pool.attempt("use", timeout=0.7).ends_within(0.7).succeeds()
+
+
+@pytest.mark.parametrize("kind", NULL_POOLS)
+def test_the_borrowers_of_a_null_pool_try_no_wrong_password_too_often(
+    kind: str, new_pool: Callable[..., Any], account: Account
+) -> None:
+    clients = 8
+    pool = new_pool(kind, account.dsn("wrong"), open=False, max_size=clients)
+    pool.do("open", wait=False)
+    stop = threading.Event()
+    began = time.monotonic()
+    working = [pool.start("work", stop, 2.0, "select 1", 0.01) for _ in range(clients)]
+    time.sleep(LASTS)
+    tried = time.monotonic() - began
+    # The first ones were under way side by side.
+    assert LASTS <= account.refused() <= ATTEMPTS * tried + clients
+    failed = [outcome for outcome in pool.ledger if outcome.operation == "use"]
+    for outcome in failed:
+        outcome.ends_within(1.2).fails_with(psycopg.OperationalError, naming="password")
+    # Others were told of an attempt, too, that was made while they waited.
+    assert len(failed) >= 1.5 * account.refused()
+    pool.dsn = account.dsn("right")
+    pool.do("use", timeout=FIRST)
+    stop.set()
+    for future in working:
+        pool.outcome(future).succeeds()
+
+
+@pytest.mark.parametrize("kind", NULL_POOLS)
+def test_who_waits_for_a_turn_to_connect_ends_by_his_deadline_and_learns_of_the_close(
+    kind: str, new_pool: Callable[..., Any], account: Account
+) -> None:
+    pool = new_pool(kind, account.dsn("wrong"), open=False)
+    pool.do("open", wait=False)
+    pool.attempt("getconn", timeout=5.0).fails_with(psycopg.OperationalError)
+    pool.attempt("getconn", timeout=0.1).ends_within(0.1).fails_with(
+        fastpool.PoolTimeout, naming="password authentication failed"
+    )
+    waits = pool.start("getconn", timeout=5.0)
+    time.sleep(0.1)
+    closed = time.monotonic()
+    pool.do("close")
+    told = pool.outcome(waits).fails_with(fastpool.PoolClosed)
+    assert told.ended - closed < 0.1
+    assert account.refused() == len(pool.attempts) == 1
+
+
+@pytest.mark.parametrize("kind", NULL_POOLS)
+def test_a_null_pool_that_gets_in_at_times_makes_nobody_wait(
+    kind: str, new_pool: Callable[..., Any], account: Account
+) -> None:
+    pool = new_pool(kind, account.dsn("right"), max_size=4)
+    lent = pool.lend(1)
+    pool.dsn = account.dsn("wrong")
+    for _ in range(3):
+        pool.attempt("getconn", timeout=5.0).ends_within(0.1).fails_with(psycopg.OperationalError)
+    pool.give_back(lent)
+    pool.dsn = account.dsn("right")
