@@ -31,6 +31,7 @@ ROWS =
 UPSTREAM ?= 3.3.9
 
 ALLOWLIST = scripts/stubtest-allowlist.txt
+COMPILED = $(patsubst fastpool/%.pyx,fastpool.%,$(wildcard fastpool/*.pyx))
 BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 MEASURE = $(BIN)/pytest bench -q $(PYTEST_ARGS) --benchmark-quiet --benchmark-json
 REPORT = $(BIN)/python -m bench.report
@@ -102,7 +103,7 @@ mutants: $(VENV)/.has-test ## break the protocol in many ways, one at a time: th
 lint: $(VENV)/.has-lint ## style, types, spelling, and the stubs against the built modules
 	@failed=; for check in "ruff check ." "ruff format --check ." "cython-lint fastpool" \
 	    codespell mypy "sh scripts/lint-workflows.sh" "pytest -q tests/typing/test_checkers.py" \
-	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) fastpool._core fastpool._fastpath"; \
+	    "stubtest --ignore-disjoint-bases --allowlist $(ALLOWLIST) $(COMPILED)"; \
 	do echo "+ $$check"; PATH="$(BIN):$$PATH" $$check || failed=yes; done; test -z "$$failed"
 
 .PHONY: docs

@@ -1,4 +1,4 @@
-"""Compile the two Cython modules. All other facts about the package are in pyproject.toml.
+"""Compile the Cython modules. All other facts about the package are in pyproject.toml.
 
 Owns: compiler directives, macros and flags, for every kind of build. Refuses: metadata.
 
@@ -12,6 +12,8 @@ FASTPOOL_SANITIZE=address,undefined   a debug build under these sanitizers (or =
 import os
 import sys
 import sysconfig
+from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -58,13 +60,13 @@ if SANITIZE:
     LDFLAGS += [f"-fsanitize={SANITIZE}"]
 
 
-def extension(name: str) -> Extension:
-    """Describe the module fastpool.*name*, compiled from fastpool/*name*.pyx."""
+def extension(source: str) -> Extension:
+    """Describe the module that is compiled from fastpool/*name*.pyx."""
     return Extension(
-        f"fastpool.{name}",
-        [f"fastpool/{name}.pyx"],
+        f"fastpool.{Path(source).stem}",
+        [source],
         include_dirs=["fastpool"],
-        depends=["fastpool/_atomic.h", "fastpool/_site.h"],
+        depends=glob("fastpool/*.h"),
         define_macros=MACROS,
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
@@ -73,7 +75,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_core"), extension("_fastpath")],
+        [extension(source) for source in sorted(glob("fastpool/*.pyx"))],
         build_dir=os.path.join(BUILD, "c"),
         compiler_directives=DIRECTIVES,
     ),

@@ -43,7 +43,8 @@ from types import (
 from typing import TYPE_CHECKING, Any
 
 from . import stacks
-from ._core import Entry, Waiter, frame_ids
+from ._core import Entry, Waiter
+from ._stacks import frame_ids
 from .snapshot import place
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import PGconn
 
+from ._blocks import Lease
 from ._core import skip_frames_of
-from ._fastpath import Lease
 
 if TYPE_CHECKING:
     from .base import BasePool

@@ -15,6 +15,7 @@ from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from . import deadlock, guard, parameters, roles, stacks
+from ._blocks import Lease
 from ._core import (
     COUNT_LOST,
     COUNT_REQUEST,
@@ -26,7 +27,7 @@ from ._core import (
     Waiter,
     skip_frames_of,
 )
-from ._fastpath import DATA, ENDED, HIDES_END, Lease, look
+from ._peek import DATA, ENDED, HIDES_END, look
 from .base import AttemptWithBackoff, BasePool, logger, now, one_line
 from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests
 

@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from ._core import Gauge
-from ._fastpath import ENDED, look
+from ._peek import ENDED, look
 
 # Longer than any program sleeps, shorter than what epoll takes (seconds).
 _LONGEST = 1e6

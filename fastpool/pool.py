@@ -19,7 +19,7 @@ from typing import Any, Generic, cast
 
 from psycopg import Connection
 
-from . import _fastpath, dialing, housekeeper, leases, lending, upkeep
+from . import _calls, dialing, housekeeper, leases, lending, upkeep
 from ._core import Waiter, skip_frames_of
 from .abc import (
     CT,
@@ -221,7 +221,7 @@ class ConnectionPool(Generic[CT], BasePool):
 
     # --- lending ------------------------------------------------------------------------------
 
-    @_fastpath.runs(_fastpath.getconn)
+    @_calls.runs(_calls.getconn)
     def getconn(self, timeout: float | None = None) -> CT:
         """Lend a connection.
 
@@ -235,9 +235,9 @@ class ConnectionPool(Generic[CT], BasePool):
         Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
         TooManyRequests when `max_waiting` others wait already. Thread-safe.
         """
-        return cast(CT, _fastpath.getconn(self, timeout))
+        return cast(CT, _calls.getconn(self, timeout))
 
-    @_fastpath.runs(_fastpath.putconn)
+    @_calls.runs(_calls.putconn)
     def putconn(self, conn: CT) -> None:
         """Give back a connection that `getconn()` lent.
 
@@ -248,7 +248,7 @@ class ConnectionPool(Generic[CT], BasePool):
         Raises ValueError when the connection is not lent by this pool. Thread-safe: of two calls
         for one lending, one is refused.
         """
-        _fastpath.putconn(self, conn)
+        _calls.putconn(self, conn)
 
     def _overrides_nothing(self) -> bool:
         cls = type(self)
@@ -270,13 +270,13 @@ class ConnectionPool(Generic[CT], BasePool):
     def _leave_queue(self, waiter: Waiter) -> None:
         run(lending.leave_queue(self, waiter))
 
-    @_fastpath.runs(_fastpath.connection)
+    @_calls.runs(_calls.connection)
     def connection(self, timeout: float | None = None) -> ConnectionContext[CT]:
         """Lend a connection for a `with` block: committed at its end, rolled back if it raises.
 
         *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
         """
-        return cast("ConnectionContext[CT]", _fastpath.connection(self, timeout))
+        return cast("ConnectionContext[CT]", _calls.connection(self, timeout))
 
     def connect(self, timeout: float | None = None) -> CT:
         """Lend a connection whose `close()` gives it back; so does leaving `with pool.connect()`.

@@ -24,8 +24,9 @@ from typing import Any, Generic, cast
 
 from psycopg import AsyncConnection
 
-from . import _fastpath, dialing, leases, lending, stacks, upkeep
+from . import _calls, dialing, leases, lending, stacks, upkeep
 from ._core import Gauge, Waiter, skip_frames_of
+from ._fastpath import current_task
 from .abc import (
     ACT,
     AsyncConnectFailedCB,
@@ -232,7 +233,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     # --- lending ------------------------------------------------------------------------------
 
-    @_fastpath.runs(_fastpath.getconn_async)
+    @_calls.runs(_calls.getconn_async)
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Lend a connection.
 
@@ -246,9 +247,9 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         Raises PoolTimeout when there was none in time, PoolClosed when the pool is not open,
         TooManyRequests when `max_waiting` others wait already.
         """
-        return cast(ACT, await _fastpath.getconn_async(self, timeout))
+        return cast(ACT, await _calls.getconn_async(self, timeout))
 
-    @_fastpath.runs(_fastpath.putconn_async)
+    @_calls.runs(_calls.putconn_async)
     async def putconn(self, conn: ACT) -> None:
         """Give back a connection that `getconn()` lent. Does not suspend if it is healthy.
 
@@ -258,20 +259,20 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         Raises ValueError when the connection is not lent by this pool. Cancelled while it rolls
         back, it closes the connection.
         """
-        await _fastpath.putconn_async(self, conn)
+        await _calls.putconn_async(self, conn)
 
     def _overrides_nothing(self) -> bool:
         cls = type(self)
         return (cls.getconn, cls.putconn) == _OWN_METHODS
 
-    @_fastpath.runs(_fastpath.connection_async)
+    @_calls.runs(_calls.connection_async)
     def connection(self, timeout: float | None = None) -> AsyncConnectionContext[ACT]:
         """Lend a connection for an `async with` block: committed at its end, rolled back if it
         raises.
 
         *timeout* and what it raises: as `getconn()`. Nothing happens before the block is entered.
         """
-        block = _fastpath.connection_async(self, timeout)
+        block = _calls.connection_async(self, timeout)
         return cast("AsyncConnectionContext[ACT]", block)
 
     def connect(self, timeout: float | None = None) -> leases.Checkout[ACT]:
@@ -424,7 +425,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         return Waiter(gate, partial(_release, gate), self._owner())
 
     def _owner(self) -> int:
-        task = _fastpath.current_task(self._loop)
+        task = current_task(self._loop)
         return id(task) if task is not None else threading.get_ident()
 
     def _owner_names(self) -> Mapping[int, str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
-from ._core import outwards, stacks_of_threads
+from ._stacks import outwards, stacks_of_threads
 
 # How many frames of a stack are told, the innermost.
 TOLD = 30

@@ -42,10 +42,8 @@ def faults_of_sdist(names: list[str]) -> list[str]:
 def faults_of_wheel(names: list[str]) -> list[str]:
     """Return what is wrong with a wheel of these files."""
     faults = [f"no fastpool/{name}" for name in IN_WHEELS if f"fastpool/{name}" not in names]
-    for module in ("_core", "_fastpath"):
-        built = [
-            name for name in names if name.startswith(f"fastpool/{module}.") and is_built(name)
-        ]
+    for module in compiled(names):
+        built = [name for name in names if name.startswith(f"{module}.") and is_built(name)]
         if len(built) != 1:
             faults.append(f"{module} is built {len(built)} times")
     for name in names:
@@ -54,6 +52,12 @@ def faults_of_wheel(names: list[str]) -> list[str]:
         elif name.endswith(NOT_IN_WHEELS) or "/tests/" in name:
             faults.append(f"does not run: {name}")
     return faults
+
+
+def compiled(names: list[str]) -> list[str]:
+    """Return the modules that are to be there built: the private ones that have stubs."""
+    stubs = (name for name in names if name.startswith("fastpool/_"))
+    return [name.removesuffix(".pyi") for name in stubs if name.endswith(".pyi")]
 
 
 def is_built(name: str) -> bool:

@@ -35,7 +35,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     headers = {"": unix_headers(folder / "unix")}
     headers["windows"] = windows_headers(folder / "windows", headers[""])
-    sources = [generate(name, folder) for name in ("_core", "_fastpath")]
+    sources = [generate(name, folder) for name in modules()]
     failed = False
     for target in (*UNIX, *WINDOWS):
         is_windows = target in WINDOWS
@@ -49,6 +49,11 @@ def main() -> int:
             print(f"{target:<20} {source.name:<12} {'FAILED' if answer else 'compiles'}")
             print(answer, end="", file=sys.stderr)
     return int(failed)
+
+
+def modules() -> list[str]:
+    """Return the names of the modules that are compiled."""
+    return sorted(path.stem for path in (ROOT / "fastpool").glob("*.pyx"))
 
 
 def unix_headers(folder: Path) -> Path:

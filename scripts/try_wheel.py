@@ -63,7 +63,7 @@ def look_at_files() -> None:
     assert package.is_relative_to(sys.prefix), f"{package} is not what was installed"
     there = {path.name for path in package.rglob("*") if path.is_file()}
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    needed = NEEDED | {f"_core{suffix}", f"_fastpath{suffix}"}
+    needed = NEEDED | {path.stem + suffix for path in package.glob("_*.pyi")}
     assert needed <= there, f"missing: {needed - there}"
     sources = {name for name in there if name.endswith((".c", ".pyx", ".h"))}
     assert not sources, f"not needed to run: {sources}"
@@ -97,7 +97,7 @@ def try_core() -> None:
     bare = types.ModuleType("fastpool")
     bare.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["fastpool"] = bare
-    from fastpool import _core, _fastpath
+    from fastpool import _calls, _core
 
     check_gil()
     table = _core.SlotTable(1, 1)
@@ -111,7 +111,7 @@ def try_core() -> None:
         table.restore(conn)
         assert table.begin_return(conn) == _core.RETURN_NOT_LENT
     table.verify()
-    assert callable(_fastpath.getconn)
+    assert callable(_calls.getconn)
     print(f"core, alone: {_core.BUILD}")
 
 

@@ -27,7 +27,7 @@ for name in modules():
     importlib.import_module(name)
 ours = [name for name in sys.modules if name.partition(".")[0] == "fastpool"]
 for name in ours:
-    if name not in ("fastpool._core", "fastpool._fastpath"):  # a process loads them once
+    if sys.modules[name].__file__.endswith(".py"):  # what is compiled, a process loads once
         del sys.modules[name]
 
 def without(module, *names):

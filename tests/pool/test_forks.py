@@ -848,6 +848,10 @@ def test_gunicorns_workers_share_a_preloaded_application(dsn, tmp_path, admin, e
     command += ["--error-logfile", str(tmp_path / "log")]
     server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "TEST_DSN": dsn})
 
+    def listens():  # the socket is there before its owner listens
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(str(address)) == 0
+
     def get():
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10.0)
@@ -861,7 +865,7 @@ def test_gunicorns_workers_share_a_preloaded_application(dsn, tmp_path, admin, e
         return tuple(int(word) for word in body.split())
 
     try:
-        eventually(address.exists, timeout=20.0, what="gunicorn's socket")
+        eventually(listens, timeout=20.0, what="gunicorn's socket")
         seen = set()
         for _ in itertools.count():
             seen.add(get())

@@ -21,7 +21,7 @@ import pytest
 
 import fastpool
 from fastpool import housekeeper, lending, notices
-from fastpool._fastpath import DATA, ENDED, QUIET, look
+from fastpool._peek import DATA, ENDED, QUIET, look
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no epoll, no kqueue")
 
