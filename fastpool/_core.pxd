@@ -30,6 +30,9 @@ cdef extern from "_site.h":
     ctypedef struct fp_site:
         fp_atomic code
         fp_atomic at
+        fp_atomic thread
+    uint64_t fp_thread() nogil
+    bint fp_has_ended(uint64_t thread)
     int fp_mark(fp_site *site) nogil
     PyObject *fp_here(uint64_t *at)
     void fp_add_own(object)
@@ -135,6 +138,7 @@ cdef struct View:
     int64_t since
     uint64_t uses
     uint64_t owner
+    uint64_t thread
     uint64_t generation
     PyObject *code          # a new reference, NULL where there is none
     int at
@@ -258,6 +262,7 @@ cdef class SlotTable:
     cdef void unlink(self, Waiter waiter, bint watcher) noexcept
     cdef void settle(self, Waiter waiter, int outcome, int index, int64_t now) noexcept
     cdef bint is_holder(self, uint64_t owner) noexcept nogil
+    cdef bint borrower_has_ended(self, int index) noexcept
     cdef PyObject *waiter_of(self, uint64_t owner) noexcept
     cdef bint all_wait_locked(self) noexcept
     cdef wake(self, Waiter waiter)
@@ -340,6 +345,7 @@ cdef class SlotTable:
 
     cdef inline void mark(self, fp_site *site) noexcept:
         """Note where the program is that is about to borrow the slot, which is the caller's."""
+        fp_poke(&site.thread, fp_thread())
         if not fp_mark(site):
             self.mark_anew(site)
 

@@ -162,7 +162,7 @@ class SlotTable:
     def forsake(self) -> tuple[list[Any], list[Any]]: ...
     def heir(self) -> SlotTable: ...
     # Each row: state, backend pid, age, time in state, uses, owner, (file, line, function),
-    # generation.
+    # generation, whether it is lent to a thread that has ended.
     def survey(
         self,
     ) -> tuple[
@@ -170,7 +170,15 @@ class SlotTable:
         int,
         list[
             tuple[
-                int, int | None, int | None, int, int, int | None, tuple[str, int, str] | None, int
+                int,
+                int | None,
+                int | None,
+                int,
+                int,
+                int | None,
+                tuple[str, int, str] | None,
+                int,
+                bool,
             ]
         ],
     ]: ...

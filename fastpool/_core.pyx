@@ -478,6 +478,7 @@ cdef class SlotTable:
         self.stamp(self.slot(index), waiter.owner, fp_now_coarse())
         fp_poke(&site.code, fp_peek(&waiter.site.code))
         fp_poke(&site.at, fp_peek(&waiter.site.at))
+        fp_poke(&site.thread, fp_peek(&waiter.site.thread))
         fp_poke(&waiter.site.code, code)    # its reference ends with the waiter
 
     cdef void mark_anew(self, fp_site *site) noexcept:
@@ -718,7 +719,7 @@ cdef class SlotTable:
         """
         cdef Slot *slot = self.slot(entry.index)
         cdef int64_t held = fp_now_coarse() - <int64_t>fp_peek(&slot.since)
-        cdef uint64_t owner = fp_peek(&slot.owner)
+        cdef uint64_t owner = 0 if self.borrower_has_ended(entry.index) else fp_peek(&slot.owner)
         cdef int state
         cdef bint mine = False
         # Not only while IN_USE: whoever was returning it, or looked at it, has gone as well. Nor
@@ -1060,6 +1061,7 @@ cdef class SlotTable:
         waiter.table_ref = self.me
         fp_poke(&waiter.site.code, <size_t>fp_here(&at))
         fp_poke(&waiter.site.at, at)
+        fp_poke(&waiter.site.thread, fp_thread())
         with self.mutex:
             if fp_load(&self.is_closed):
                 fp_store(&waiter.outcome, SHUT)
@@ -1095,6 +1097,11 @@ cdef class SlotTable:
                 return True
         return False
 
+    cdef bint borrower_has_ended(self, int index) noexcept:
+        """Whether the thread that borrowed the slot last has ended: its ident, which is the owner's
+        of a thread pool, may be another one's by now."""
+        return fp_has_ended(fp_peek(&self.chunk(index).sites[index & LAST].thread))
+
     cdef PyObject *waiter_of(self, uint64_t owner) noexcept:
         """The first waiter of this owner, NULL when there is none. Caller holds the mutex."""
         cdef PyObject *cursor = self.first
@@ -1115,7 +1122,8 @@ cdef class SlotTable:
             if state == EMPTY:
                 continue
             if (state != IN_USE or slot.conn != NULL
-                    or self.waiter_of(fp_peek(&slot.owner)) == NULL):
+                    or self.waiter_of(fp_peek(&slot.owner)) == NULL
+                    or self.borrower_has_ended(index)):
                 return False
         return True
 
@@ -1432,8 +1440,8 @@ cdef class SlotTable:
 
     def survey(self):
         """(waiting, ns the first has waited, list of slots), each slot as (state, backend pid,
-        age ns, ns in this state, uses, owner ident, call site, generation). One pass: each slot
-        is counted once."""
+        age ns, ns in this state, uses, owner ident, call site, generation, whether it is lent to a
+        thread that is known to have ended). One pass: each slot is counted once."""
         cdef int index, waiting
         cdef int room = 0
         cdef int n = 0
@@ -1464,6 +1472,7 @@ cdef class SlotTable:
                     views[index].owner if views[index].state == IN_USE else None,
                     describe_view(&views[index]),
                     views[index].generation,
+                    views[index].state == IN_USE and fp_has_ended(views[index].thread),
                 )
                 for index in range(n)
             ]
@@ -1490,6 +1499,7 @@ cdef class SlotTable:
             views[index].created = -1
             if views[index].state == IN_USE:
                 views[index].code = self.site_locked(index, &views[index].at)
+                views[index].thread = fp_peek(&self.chunk(index).sites[index & LAST].thread)
             if views[index].state != EMPTY:
                 taken = index + 1
             detail = &self.chunk(index).details[index & LAST]

@@ -1,4 +1,4 @@
-/* Call sites: which place of a program called into C, without a walk of its stack.
+/* Call sites: which place of a program called into C, without a walk of its stack, in which thread.
  *
  * Owns: what differs between versions of CPython in reading the running frame. Refuses: lines and
  * names. A site is a code object and the offset of an instruction in it; what line that is, is
@@ -25,11 +25,12 @@
   #include "internal/pycore_frame.h"
 #endif
 
-/* Both are words, for a survey may look at any time. `code` is a strong reference; it changes under
+/* All are words, for a survey may look at any time. `code` is a strong reference; it changes under
  * the table's mutex. */
 typedef struct {
     fp_atomic code;
     fp_atomic at;           /* in bytes; only of use together with `code` */
+    fp_atomic thread;       /* the number of the thread: see fp_thread() */
 } fp_site;
 
 /* The frames of these modules, known by their globals, are not where a program calls the pool. */
@@ -56,6 +57,23 @@ FP_INLINE void fp_add_own(PyObject *globals) {
 #else
   #define fp_tstate _PyThreadState_UncheckedGet
 #endif
+
+/* The number of the thread that runs. No other one ever gets it, while an ident is used again as
+ * soon as its thread has ended. */
+#define fp_thread() ((uint64_t)fp_tstate()->id)
+
+/* Whether the thread with this number has ended. Without a GIL nobody can go through the threads:
+ * then it is not known to have. */
+FP_INLINE int fp_has_ended(uint64_t thread) {
+#ifdef Py_GIL_DISABLED
+    (void)thread;
+    return 0;
+#else
+    PyThreadState *one = PyInterpreterState_ThreadHead(fp_tstate()->interp);
+    while (one != NULL && (uint64_t)one->id != thread) one = PyThreadState_Next(one);
+    return one == NULL;
+#endif
+}
 
 /* --- frames: fp_top(), fp_code(), fp_at(), and fp_caller(), the first that is not ours --------- */
 

@@ -72,8 +72,9 @@ _HOLDS_MANAGERS = sys.version_info >= (3, 14)
 _MANY = 1000
 
 # A wait of at most so many seconds is no deadlock: it ends soon, and what is held comes back. To
-# try for a moment is also how programs ask whether anything is free.
-SHORT = 1.0
+# try for a moment is also how programs ask whether anything is free. And among a million objects a
+# look takes a third of a second of the GIL, so a wait that is shorter would end no sooner.
+SHORT = 0.5
 
 # How long a suspicion must have stood (seconds). What is on its way to somebody arrives meanwhile.
 DELAY = 0.2
@@ -106,10 +107,13 @@ def look(pool: BasePool) -> None:
 
 def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
     owners, running = {owner for _, _, owner in held}, pool._stacks()
-    sessions = pool._table.sessions(held)
-    if sessions is None or not owners <= running.keys():
-        return False
-    return _Ways(pool, owners, running).end_on_stacks(sessions)
+    try:
+        sessions = pool._table.sessions(held)
+        if sessions is None or not owners <= running.keys():
+            return False
+        return _Ways(pool, owners, running).end_on_stacks(sessions)
+    finally:
+        stacks.forget(running)
 
 
 class _Ways:
@@ -121,8 +125,10 @@ class _Ways:
         self.owners = owners
         self.mine = {frame for owner in owners for frame in running[owner]}
         others = [frames for ident, frames in running.items() if ident not in owners]
+        threads: Mapping[int, list[FrameType]] = {}
         if pool._OWNERS_ARE == "task":
-            others += stacks.of_threads().values()
+            threads = stacks.of_threads()
+            others += threads.values()
             self.alone = False
         else:
             others = [
@@ -130,6 +136,7 @@ class _Ways:
             ]
             self.alone = not others
         self.theirs = {frame for frames in others for frame in frames if not _is_ours(frame)}
+        stacks.forget(threads)
         # Tasks' coroutines are objects, in plain sight: their variables are, too.
         ids = [frame_ids(frame) for frame in self.mine if pool._OWNERS_ARE == "thread"]
         self.variables = Counter(one for variables, _ in ids for one in variables)
@@ -258,7 +265,7 @@ def _describe(pool: BasePool, held: list[tuple[int, int, int]]) -> tuple[str, li
     rows = pool._table.survey()[2]
     parts = []
     for index, _, owner in held:
-        _, pid, _, since, _, _, site, _ = rows[index]
+        _, pid, _, since, _, _, site, *_ = rows[index]
         parts.append(
             f"{kind} {names.get(owner, '?')!r} for {since * 1e-9:.2f} sec (backend {pid})"
             f"{place(site)}"
@@ -272,4 +279,5 @@ def _describe(pool: BasePool, held: list[tuple[int, int, int]]) -> tuple[str, li
         for owner in owners
         if owner in running
     ]
+    stacks.forget(running)
     return text, notes

@@ -1,16 +1,19 @@
 """Leases that last too long, and those whose borrower has ended.
 
-Owns: the periodic look at what is lent, for a pool that was given `leak_timeout` or `reclaim_dead`.
-Refuses: to look oftener than these ask for, and to do anything at a checkout.
+Owns: the look at what is lent, taken now and then for a pool that was given `leak_timeout` or
+`reclaim_dead`, and for every pool when somebody has waited in vain while a borrower has ended.
+Refuses: to look oftener than that, and to do anything at a checkout.
 
-That a thread has ended is told by its ident, and idents are used again, quickly. So the thread that
-is found at the first look at a lease is remembered: another one under its ident is another one. A
-lease that was taken and abandoned between two looks, and whose thread's ident has been given away
-at once, passes for the new thread's until that ends.
+That a thread has ended the slot table knows, but not without a GIL, nor of a task. There an ident
+is all that tells, and idents are used again, quickly. So the borrower that is found at the first
+look at a lease is remembered: another one under its ident is another one. A lease that was taken
+and abandoned between two looks, and whose borrower's ident has been given away at once, passes for
+the new one's until that ends.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +33,7 @@ _IN_USE = STATES.index("in_use")
 
 
 class Watchman:
-    """Looks at one pool's leases now and then. Only in the housekeeper's thread, or the loop's."""
+    """Looks at one pool's leases. Thread-safe."""
 
     def __init__(self, leak_timeout: float | None, reclaim_dead: bool) -> None:
         self._leak_timeout = leak_timeout
@@ -41,17 +44,18 @@ class Watchman:
         self._seen: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
         self._warned: dict[int, int] = {}
         self._mourned: dict[int, int] = {}
+        self._lock = threading.RLock()  # a finalizer may wait in vain, too
 
     def look(self, pool: BasePool) -> None:
         """Warn of each lease that has become too old, or has lost its borrower; once of each."""
         borrowers, names = pool._borrowers(), pool._owner_names()
         for index, row in enumerate(pool._table.survey()[2]):
-            state, pid, _, held_ns, _, owner, site, generation = row
+            state, pid, _, held_ns, _, owner, site, generation, ended = row
             if state != _IN_USE or owner is None:
                 continue
             held = held_ns * 1e-9
             borrower = borrowers.get(owner)
-            is_dead = self._is_dead(index, generation, owner in borrowers, borrower)
+            is_dead = ended or self._is_dead(index, generation, owner in borrowers, borrower)
             if is_dead:
                 who = f"a {pool._OWNERS_ARE} that has ended"
             else:
@@ -62,7 +66,7 @@ class Watchman:
             if limit is not None and held > limit and self._first(self._warned, index, generation):
                 logger.warning("%s has not been given back: %s", what, lent)
             if is_dead and self._first(self._mourned, index, generation):
-                logger.warning("%s is held by nobody who runs: %s", what, lent)
+                logger.warning("%s has outlived its borrower: %s", what, lent)
                 if self._reclaim:
                     _reclaim(pool, index, generation)
 
@@ -76,11 +80,11 @@ class Watchman:
         # A thread that Python did not start has no object; of that only the ident is known.
         return known[1] is not None and borrower is not None and known[1]() is not borrower
 
-    @staticmethod
-    def _first(told: dict[int, int], index: int, generation: int) -> bool:
+    def _first(self, told: dict[int, int], index: int, generation: int) -> bool:
         """Whether a lease has not been told of."""
-        is_new = told.get(index) != generation
-        told[index] = generation
+        with self._lock:
+            is_new = told.get(index) != generation
+            told[index] = generation
         return is_new
 
 

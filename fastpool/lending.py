@@ -240,6 +240,8 @@ def _timeout_error(
         (slot for slot in snapshot.slots if slot.state == "in_use"),
         key=lambda slot: -slot.time_in_state,
     )
+    if any(slot.owner_has_ended for slot in held):
+        pool._watchman.look(pool)
     if held:
         kind = pool._OWNERS_ARE
         names = ", ".join(_holder(slot, kind) for slot in held[:_HOLDERS_NAMED])
@@ -261,6 +263,7 @@ def _timeout_error(
 def _note_stacks(pool: BasePool, error: PoolTimeout, held: list[SlotInfo]) -> None:
     """Note on the exception what the holders are doing: a traceback shows it, from Python 3.11 on,
     its text does not. Not what the caller does, which the traceback shows anyway."""
+    held = [slot for slot in held if not slot.owner_has_ended]
     others = {slot.owner_ident or 0 for slot in held} - {pool._owner()}
     running = pool._stacks(others, stacks.TOLD)
     notes = [
@@ -269,12 +272,13 @@ def _note_stacks(pool: BasePool, error: PoolTimeout, held: list[SlotInfo]) -> No
         for slot in held
         if slot.owner_ident in running
     ]
+    stacks.forget(running)
     if notes:
         error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
 
 def _holder(slot: SlotInfo, kind: str) -> str:
-    who = f"{kind} {slot.owner_name!r}" if slot.owner_name else f"a {kind} that has ended"
+    who = f"a {kind} that has ended" if slot.owner_has_ended else f"{kind} {slot.owner_name!r}"
     where = f" at {slot.call_site}" if slot.call_site else ""
     return f"{who} for {slot.time_in_state:.2f} sec (backend {slot.backend_pid}){where}"
 

@@ -92,8 +92,10 @@ class ConnectionPool(Generic[CT], BasePool):
     who borrowed it, where, how long ago. None: no look is taken.
     *reclaim_dead*: whether the connection of a thread that ended without giving it back is taken
     from whoever still refers to it: its session is ended, its slot is free again, within seconds.
-    With either of the two such a connection is warned of. Not for a program in which one thread
-    borrows for another.
+    Not for a program in which one thread borrows for another.
+
+    The connection of a thread that has ended is warned of in the log, once: with either of these
+    two within a second, else when somebody has waited for a connection in vain.
 
     In a forked child an open pool opens connections of its own at its first use. What was lent then
     is the parent's: in the child it is of no use, and giving it back is harmless.

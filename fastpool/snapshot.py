@@ -55,6 +55,8 @@ class SlotInfo:
     """For a slot in use: where in the program it was borrowed, "path/file.py:12 in function"."""
     is_overdue: bool = False
     """For a slot in use: held for longer than the pool's leak_timeout."""
+    owner_has_ended: bool = False
+    """For a slot in use: the thread or task that borrowed it has ended."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that json can write."""
@@ -120,12 +122,13 @@ def take(
             age=None if age is None else age * _NS,
             time_in_state=since * _NS,
             uses=uses,
-            owner_name=None if owner is None else owners.get(owner),
+            owner_name=None if owner is None or ended else owners.get(owner),
             owner_ident=owner,
             call_site=None if site is None else _spot(site),
             is_overdue=owner is not None and since * _NS > limit,
+            owner_has_ended=owner is not None and (ended or owner not in owners),
         )
-        for index, (state, pid, age, since, uses, owner, site, _) in enumerate(rows)
+        for index, (state, pid, age, since, uses, owner, site, _, ended) in enumerate(rows)
     )
     counts = dict.fromkeys(STATES, 0)
     for slot in slots:

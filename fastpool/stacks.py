@@ -56,6 +56,14 @@ def _awaited(task: asyncio.Task[Any]) -> list[FrameType]:
     return frames
 
 
+def forget(running: Mapping[int, list[FrameType]]) -> None:
+    """Let go of these frames. To be called by who has looked at any: one that looks is among those
+    that it finds, or is found by another that looks at the same time. They would hold each other,
+    and all variables of all frames, until the garbage collector comes."""
+    for frames in running.values():
+        frames.clear()
+
+
 def text(frames: Iterable[FrameType]) -> str:
     """Return a stack as a traceback would have it, the innermost frame last."""
     told = []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def start(pool: BasePool) -> None:
     """Open the pool: have the connections made that it owes."""
     if pool._begin_open():
+        pool._watchman = leaks.Watchman(pool.leak_timeout, pool.reclaim_dead)
         if not notices.can_watch():
             pool._look_first()
         for debt in pool._table.owed():
@@ -31,7 +32,6 @@ def start(pool: BasePool) -> None:
             if pool._warns is None:
                 pool._lend_directly()
         if pool.leak_timeout is not None or pool.reclaim_dead:
-            pool._watchman = leaks.Watchman(pool.leak_timeout, pool.reclaim_dead)
             pool._plan_look()
 
 

@@ -582,17 +582,11 @@ def test_a_finalizer_that_fails_to_report_a_loss_loses_nothing_else(
 def test_a_connection_lent_in_one_thread_and_dropped_in_another_is_the_borrowers_loss() -> None:
     losses: list[tuple[Any, ...]] = []
     table = full(1, on_lost=lambda *args: losses.append(args))
-    box: list[Any] = []
-
-    def borrow_and_leave() -> int:
-        box.append(lend(table))
-        return threading.get_ident()
-
-    (borrower,) = in_threads(borrow_and_leave)
+    box = [lend(table)]
     in_threads(box.clear)
     gc.collect()
     ((index, _, owner, _, _),) = losses
-    assert (index, owner) == (0, borrower)
+    assert (index, owner) == (0, threading.get_ident())
     assert state_counts(table) == {"closing": 1}
 
 

@@ -260,6 +260,33 @@ def test_four_who_hold_one_each_and_want_a_second_are_all_told(
 
 
 @at_once
+def test_a_deadlock_is_found_as_often_as_there_is_one(
+    new_pool: Callable[..., Any], spawn: Callable[..., Any]
+) -> None:
+    """What a look has seen it must not keep alive: a second one would find it there."""
+    pool = new_pool(min_size=2)
+    barrier = threading.Barrier(2)
+
+    def work() -> type[BaseException]:
+        with pool.connection() as first:
+            first.execute("select 1")
+            barrier.wait(5.0)
+            try:
+                pool.getconn(timeout=LONG)
+            except fastpool.PoolTimeout as error:
+                return type(error)
+        return KeyError
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            calls = [spawn(work) for _ in range(2)]
+            assert [call.result() for call in calls] == [fastpool.PoolDeadlock] * 2
+    finally:
+        gc.enable()
+
+
+@at_once
 def test_one_who_holds_nothing_is_served(
     new_pool: Callable[..., Any], spawn: Callable[..., Any], waiting: Callable[[Any, int], None]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,8 @@ def about(log: Any, text: str) -> list[str]:
 
 
 LATE = "has not been given back"
-DEAD = "is held by nobody who runs"
+DEAD = "has outlived its borrower"
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def test_a_lease_that_lasts_too_long_is_warned_of_once(
@@ -56,8 +59,15 @@ def test_a_short_lease_is_not_warned_of(
     assert log.warnings() == []
 
 
-def test_without_the_options_nothing_looks(new_pool: Callable[..., Any]) -> None:
-    assert not hasattr(new_pool(), "_watchman")
+def test_without_the_options_no_look_is_planned(
+    new_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Any] = []
+    monkeypatch.setattr(fastpool.ConnectionPool, "_plan_look", lambda pool: planned.append(pool))
+    new_pool()
+    assert planned == []
+    pool = new_pool(reclaim_dead=True)
+    assert planned == [pool]
 
 
 @pytest.fixture
@@ -111,6 +121,78 @@ def test_a_lease_whose_thread_has_ended_is_reclaimed(
     with pytest.raises(ValueError, match="can't return"):
         pool.putconn(conn)
     available(pool, 1)
+
+
+def test_who_waits_in_vain_for_what_a_thread_has_left_reports_it_without_the_options(
+    new_pool: Callable[..., Any], abandoned: Callable[[Any], Any], log: Any
+) -> None:
+    pool = new_pool()
+    conn = abandoned(pool)
+    (slot,) = (slot for slot in pool.snapshot().slots if slot.state == "in_use")
+    assert slot.owner_has_ended
+    for _ in range(2):
+        with pytest.raises(fastpool.PoolTimeout, match="held longest by a thread that has ended"):
+            pool.getconn(timeout=0)
+        (line,) = about(log, DEAD)
+    assert f"backend {slot.backend_pid}" in line
+    assert slot.call_site in line
+    assert log.warnings() == [line]
+    pool.putconn(conn)
+
+
+@pytest.fixture
+def inherited(spawn: Callable[..., Any]) -> Callable[[Any], Any]:
+    """`inherited(pool)` has a thread borrow a connection and end, and its ident be given to this
+    thread, as Linux does with the next one; the connection is returned."""
+
+    def make(pool: Any) -> Any:
+        call = spawn(pool._table.checkout, threading.get_ident())
+        conn = call.result()
+        call.thread.join()
+        conn._pool = pool
+        return conn
+
+    return make
+
+
+@pytest.mark.skipif(not HAS_GIL, reason="threads are known by their idents only")
+class TestAThreadWithTheIdentOfOneThatHasEnded:
+    def test_is_not_named_as_the_borrower(
+        self, new_pool: Callable[..., Any], inherited: Callable[[Any], Any]
+    ) -> None:
+        pool = new_pool()
+        conn = inherited(pool)
+        slot = pool.snapshot().slots[0]
+        assert slot.owner_ident == threading.get_ident()
+        assert slot.owner_has_ended
+        assert slot.owner_name is None
+        pool.putconn(conn)
+
+    def test_is_not_in_a_deadlock_with_it(
+        self, new_pool: Callable[..., Any], inherited: Callable[[Any], Any]
+    ) -> None:
+        pool = new_pool()
+        conn = inherited(pool)
+        with pytest.raises(fastpool.PoolTimeout, match="by a thread that has ended") as caught:
+            pool.getconn(timeout=1.0)
+        assert caught.type is fastpool.PoolTimeout
+        pool.putconn(conn)
+
+    def test_gets_what_is_reclaimed(
+        self, new_pool: Callable[..., Any], inherited: Callable[[Any], Any]
+    ) -> None:
+        pool = new_pool(reclaim_dead=True, leak_timeout=0.2)
+        conn = inherited(pool)
+        with pool.connection(timeout=8.0) as other:
+            assert other is not conn
+
+    def test_has_not_lost_what_that_one_had(
+        self, new_pool: Callable[..., Any], inherited: Callable[[Any], Any]
+    ) -> None:
+        pool = new_pool()
+        with pytest.warns(ResourceWarning, match="lent to a thread that has ended"):
+            inherited(pool)
+            gc.collect()
 
 
 def test_one_who_waits_gets_what_is_reclaimed(

@@ -57,6 +57,29 @@ async def test_tasks_that_hold_one_each_and_want_a_second_are_all_told(
     assert pool.snapshot().counts["available"] == 3
 
 
+async def test_a_deadlock_is_found_as_often_as_there_is_one(
+    open_pool: Callable[..., Awaitable[Any]],
+) -> None:
+    """What a look has seen it must not keep alive: a second one would find it there."""
+    pool = await open_pool(min_size=1, max_size=1)
+
+    async def work() -> type[BaseException]:
+        async with pool.connection() as first:
+            await first.execute("select 1")
+            try:
+                await pool.getconn(timeout=LONG)
+            except fastpool.PoolTimeout as error:
+                return type(error)
+        return KeyError
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert await asyncio.create_task(work()) is fastpool.PoolDeadlock
+    finally:
+        gc.enable()
+
+
 async def in_a_block_without_a_name(pool: Any) -> None:
     async with pool.connection():
         await pool.getconn(timeout=LONG)
