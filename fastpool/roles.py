@@ -9,6 +9,7 @@ and only what libpq finds out while it connects counts.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 _REPORTED = (b"in_hot_standby", b"default_transaction_read_only")
 
 # A session that changed sides has most likely done so with its server, and all are replaced. But
-# it may have been told to, by SET in this session only, and may be told so at each use. Connections
-# made since are known to be right, so to replace all this often (seconds) is enough.
+# it may have been told to, by SET in this session only, and may be told so at each use. So all are
+# replaced this often (seconds) at most; in between the idle ones are asked.
 RENEWAL_PERIOD = 10.0
 
 
@@ -71,9 +72,12 @@ def verify(pool: BasePool, conn: Any) -> None:
 
 
 def note_change(pool: BasePool, conn: Any, text: str) -> None:
-    """A session has changed sides: have all connections of today replaced, the idle ones soon."""
+    """A session has changed sides: have all connections of today replaced, the idle ones soon; or,
+    when that was done just now, have the idle ones checked."""
     logger.warning("discarding connection of the wrong role: %s: %s", text, str(conn))
     if now() >= pool._renewed_until:
         pool._renewed_until = now() + RENEWAL_PERIOD
         pool._table.new_epoch()  # none of them is lent any more
         pool._submit(pool._renewal_job)
+    else:
+        pool._submit(partial(pool._call, pool.check))

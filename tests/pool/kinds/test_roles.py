@@ -139,6 +139,23 @@ async def test_a_program_that_says_so_each_time_costs_only_its_own_connection(op
     assert after - pids(pool) == {changed}
 
 
+async def test_a_server_that_changes_just_after_all_were_replaced_is_left_all_the_same(
+    own_server, connect_to
+):
+    server = own_server()
+    pool = await connect_to(server.dsn, role="read-write", min_size=3)
+    before = pids(pool)
+    await use(pool, READ_ONLY)
+    await until(lambda: not pids(pool) & before, "no connection of before")
+    await full(pool)
+    before = pids(pool)
+    command(server, "alter system set default_transaction_read_only = on")
+    command(server, "select pg_reload_conf()")
+    await until(lambda: ask(server, "show default_transaction_read_only") == "on", "the setting")
+    await use(pool)
+    await until(lambda: not pids(pool) & before, "no connection of before")
+
+
 async def test_a_change_that_is_rolled_back_or_reset_is_none(open_pool, kind):
     async def reset_async(conn):
         await conn.execute("reset all")
