@@ -138,8 +138,9 @@ class WaitingView:
 class BasePool(FastPath):
     """Base class of all pools. Not for direct use."""
 
-    # What a newcomer may overtake the first waiter by, in ns; settled by measurement.
-    _TAU_NS: ClassVar[int] = 2_000_000
+    # What a newcomer may overtake the first waiter by, in ns; settled by measurement. Without a GIL
+    # who waits for a connection need not wait for his turn to run too: more would only be unfair.
+    _TAU_NS: ClassVar[int] = 2_000_000 if stacks.HAS_GIL else 500_000
     # What connects where no class is given.
     _DRIVER_CLASS: ClassVar[Any] = None
     # What borrows: "thread" or "task".

@@ -17,7 +17,7 @@ from ._stacks import outwards, stacks_of_threads
 # How many frames of a stack are told, the innermost.
 TOLD = 30
 
-_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def of_threads(
@@ -25,7 +25,7 @@ def of_threads(
 ) -> Mapping[int, list[FrameType]]:
     """Return the *limit* innermost frames of these threads, or of all that run Python, by ident;
     the innermost first. None without a GIL: nothing stops the others there while one looks."""
-    return stacks_of_threads(idents, limit) if _HAS_GIL else {}
+    return stacks_of_threads(idents, limit) if HAS_GIL else {}
 
 
 def of_tasks(
