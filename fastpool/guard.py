@@ -84,6 +84,10 @@ class Guard:
         """Whether *error*, which the overdue call raised, comes of the deadline."""
         return isinstance(error, Exception)
 
+    def was_cancelled(self) -> bool:
+        """Whether somebody else has cancelled who makes the call, and it has ended all the same."""
+        return False
+
 
 class ThreadGuard(Guard):
     """The deadline of one call by a thread. Itself what the housekeeper is given: a timer made for
@@ -162,6 +166,9 @@ class TaskGuard(Guard):
             isinstance(error, asyncio.CancelledError) and not others
         )
 
+    def was_cancelled(self) -> bool:
+        return _cancellations(self._task) > self._levels
+
 
 def _cancellations(task: asyncio.Task[Any] | None) -> int:
     """How many have cancelled *task* so far and not taken it back."""
@@ -212,10 +219,16 @@ async def call(
     try:
         result = await pool._call(function, *args)
     except BaseException as error:
+        is_overdue = False
         if guard.end():
             conn.pgconn.finish()
-            if guard.is_to_blame(error):
-                raise _overdue(seconds) from None
+            is_overdue = guard.is_to_blame(error)
+        if isinstance(error, Exception) and guard.was_cancelled():
+            # Who is cancelled in the middle of a query waits for its end, and raises what it finds
+            # there. To the pool that would be one error of many, after which it goes on.
+            raise asyncio.CancelledError from error
+        if is_overdue:
+            raise _overdue(seconds) from None
         raise
     if guard.end():
         conn.pgconn.finish()

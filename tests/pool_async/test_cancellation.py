@@ -13,7 +13,9 @@ import itertools
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
+import psycopg
 import pytest
 from driver import SWALLOWS_CANCELLATIONS, needs_close_returns
 from pool_async.stepping import MANNERS, Cancelling, at_once
@@ -235,6 +237,39 @@ async def test_a_request_with_a_check_that_fails_twice(everywhere, open_pool, se
 
     # The checks, the rollbacks, the pause before the third attempt.
     assert await everywhere(prepare, settle, asks=True) >= 6
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not tell that it is cancelled")
+@pytest.mark.parametrize("callback", ["check", "rollback"])
+async def test_a_cancellation_that_ends_in_an_error_is_one(callback, open_pool):
+    """The driver waits for the end of a cancelled query, and raises what ends its session then."""
+    reached = asyncio.Event()
+
+    async def fail_when_cancelled(conn):
+        if reached.is_set():
+            return
+        reached.set()
+        try:
+            await asyncio.sleep(60.0)
+        except asyncio.CancelledError:
+            raise psycopg.OperationalError("the session has ended") from None
+
+    async def borrow():
+        conn = await pool.getconn()
+        if callback == "rollback":
+            await conn.execute("select 1")
+            conn.rollback = partial(fail_when_cancelled, conn)
+        await pool.putconn(conn)
+
+    pool = await open_pool(check=fail_when_cancelled if callback == "check" else None)
+    task = asyncio.create_task(borrow())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with pool.connection(timeout=5.0) as conn:
+        await conn.execute("select 1")
+    assert pool.snapshot().counts["available"] == 1
 
 
 async def test_a_request_that_finds_broken_connections_by_a_check(
