@@ -14,7 +14,7 @@ from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from psycopg.errors import ConnectionTimeout, Error, OperationalError, ProgrammingError
+from psycopg.errors import OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from . import dialing, guard, housekeeper, leases, roles
@@ -84,22 +84,22 @@ class _Flight:
 class _Setback:
     """A failed attempt that no success has followed."""
 
-    def __init__(self, began: float, error: Error) -> None:
+    def __init__(self, began: float, error: OperationalError) -> None:
         self.began = began
-        self._class = type(error)
         self._args = error.args  # without the frames
         self._turns = Gauge()
 
-    def raise_to_those_who_came_before(self, came: float) -> None:
-        """Raise the error if the attempt began when they were waiting."""
+    def raise_to_who_came(self, came: float) -> None:
+        """Raise the error to who waits since *came*, if the attempt began after that."""
         if came <= self.began:
-            raise self._class(*self._args)
+            raise OperationalError(*self._args)
 
     def take_turn(self) -> float:
-        """Take the turn to try again. Return 0.0, or how long until there may be one (s).
+        """Take a turn to try again. Return 0.0, or how long until there may be one (s).
 
-        One turn for each period since the failure, so that none is waited for in vain, whatever
-        becomes of who took it."""
+        There is one for each period since the failure: whatever becomes of who took the last, the
+        next one comes.
+        """
         due, rest = divmod(now() - self.began, TURN_PERIOD)
         return 0.0 if self._turns.enter(int(due)) else TURN_PERIOD - rest
 
@@ -301,8 +301,7 @@ class Connector:
         pool = self._pool
         came = now()
         while (setback := self._setback) is not None and not self._is_let_in():
-            pool._require_open()
-            setback.raise_to_those_who_came_before(came)
+            setback.raise_to_who_came(came)
             wait = TURN_PERIOD if self._probing.inside else setback.take_turn()
             left = deadline - now()
             if wait <= 0.0:
@@ -310,6 +309,7 @@ class Connector:
             if left <= 0.0:
                 return False
             await _pause(pool, min(wait, left))
+            pool._require_open()
         return True
 
     async def lend(self, debt: Debt, timeout: float) -> Any:
@@ -415,12 +415,12 @@ class Connector:
         self._succeeded_at = now()
 
     def _note_failure(self, began: float, error: BaseException) -> None:
-        """Remember what came of an attempt, unless a later one has succeeded. What is not of the
-        server's or the driver's is the program's own affair, and a timeout its caller's."""
-        if not isinstance(error, Error) or isinstance(error, ConnectionTimeout):
+        """Remember what came of an attempt, unless a later one has succeeded, or failed. Only what
+        the driver says of the server: other errors are the program's, a timeout its borrower's."""
+        if type(error) is not OperationalError or began <= self._succeeded_at:
             return
-        if began > self._succeeded_at:
-            self._pool._last_error = self._pool._hide(one_line(error))
+        self._pool._last_error = self._pool._hide(one_line(error))
+        if self._setback is None or began > self._setback.began:
             self._setback = _Setback(began, error)
 
     async def _failed(self, debt: Debt | None, error: Exception, began: float) -> None:
