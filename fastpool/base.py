@@ -257,6 +257,8 @@ class BasePool(FastPath):
         # What those in a deadlock are told: text and notes.
         self._deadlock: tuple[str, list[str]] = ("", [])
         self._suspicion = Gauge()
+        # The lendings of the last look that proved nothing, and when to look again (s).
+        self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
         # Until when (seconds) a change of one session's role is no reason to replace all.
         self._renewed_until = -math.inf
 
@@ -542,7 +544,11 @@ class BasePool(FastPath):
         deadlock.suspect(self, waiter, timeout)
 
     def _look_for_deadlock(self) -> None:
+        self._suspicion.leave()
         deadlock.look(self)
+
+    def _look_again_for_deadlock(self) -> None:
+        deadlock.look(self, again=True)
 
     def _plan_look(self) -> None:
         self._later(self._watchman.period, self._look)

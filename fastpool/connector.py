@@ -34,7 +34,7 @@ from .notices import Watch, is_no_socket
 from .redaction import mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 skip_frames_of(globals())
 
@@ -57,13 +57,13 @@ INTERRUPTED_DELAY = 1.0
 
 
 class _Flight:
-    """One attempt under way, and the slot that it is for, until somebody takes that."""
+    """One attempt, queued or under way, and the slot that it is for, until somebody takes that."""
 
-    def __init__(self, connector: Connector, debt: Debt, who: int) -> None:
+    def __init__(self, connector: Connector, debt: Debt) -> None:
         self._connector = connector
-        self._who = who
         self._taken = Gauge()
         self.debt = debt
+        self.who = 0  # makes the attempt
 
     @property
     def is_late(self) -> bool:
@@ -78,7 +78,7 @@ class _Flight:
         """Its time is up."""
         debt = self.take()
         if debt is not None:
-            self._connector.be_overdue(debt, self._who)
+            self._connector.be_overdue(debt, self.who)
 
 
 class _Setback:
@@ -115,6 +115,8 @@ class Connector:
         self._backoff: AttemptWithBackoff | None = None
         self._probe: Debt | None = None
         self._revival: Timer | None = None
+        # The attempts that are queued: weak, for a chore that is dropped is to take its debt along.
+        self._queued: list[weakref.ref[_Flight]] = []
         # The attempts under way, and when the last two began. A dictionary: it keeps the order,
         # and each of its operations is one step.
         self._flights: dict[_Flight, None] = {}
@@ -142,7 +144,8 @@ class Connector:
         if pool is None:  # a finalizer that is collected with its pool
             return
         while isinstance(debt := pool._table.grow(), Debt):
-            logger.info("growing pool %r to %s", pool.name, pool._nconns)
+            if pool._table.keeps_idle:
+                logger.info("growing pool %r to %s", pool.name, pool._nconns)
             self.start(debt)
 
     def fill(self) -> None:
@@ -184,7 +187,9 @@ class Connector:
         self._close_if_closed()
 
     def _submit(self, debt: Debt) -> None:
-        self._pool._submit(partial(self.attempt, debt))
+        flight = _Flight(self, debt)
+        self._queued.append(weakref.ref(flight, self._queued.remove))
+        self._pool._submit(partial(self.attempt, flight))
 
     def _release_owed(self) -> None:
         for debt in self._take_owed():
@@ -200,15 +205,12 @@ class Connector:
 
     # --- one attempt ------------------------------------------------------------------------
 
-    async def attempt(self, debt: Debt) -> None:
+    async def attempt(self, flight: _Flight) -> None:
         """Try to connect a slot once; go on by what came of it."""
         pool = self._pool
-        if pool._closed:
-            pool._table.vacate(debt)
+        if not self._may_fly(flight):
             return
-        if not self._may_fly(debt):
-            return
-        flight = _Flight(self, debt, pool._owner())
+        flight.who = pool._owner()
         self._flights[flight] = None
         began = now()
         self._started = (self._started[1], began)
@@ -245,16 +247,21 @@ class Connector:
         finally:
             self._flights.pop(flight, None)
 
-    def _may_fly(self, debt: Debt) -> bool:
-        """Whether an attempt may start now; if not, it is seen to that one will."""
-        if debt != self._probe:
-            if self._probing.inside:
-                self._owe(debt)
-                return False
-            return True
-        if sum(flight.is_late for flight in list(self._flights)) < MOST_LATE:
-            return True
-        self._plan_retry(debt, PATIENCE)
+    def _may_fly(self, flight: _Flight) -> bool:
+        """Whether an attempt may start now; if not, it is seen to that one will, if there is to be
+        one: the pool may be closed, or the slot have been given to a connection that came late."""
+        is_probe = flight.debt == self._probe
+        go_on: Callable[[Debt], object]
+        if self._pool._closed:
+            go_on = self._pool._table.vacate
+        elif is_probe and sum(each.is_late for each in list(self._flights)) >= MOST_LATE:
+            go_on = partial(self._plan_retry, delay=PATIENCE)
+        elif self._probing.inside and not is_probe:
+            go_on = self._owe
+        else:
+            return not flight.is_late
+        if (debt := flight.take()) is not None:
+            go_on(debt)
         return False
 
     def _limit(self) -> tuple[float, ...]:
@@ -280,7 +287,8 @@ class Connector:
         retry = self._retry
         if retry is not None and retry[0].cancel():
             return retry[1]
-        flights = list(self._flights)
+        queued = [flight for ref in list(self._queued) if (flight := ref()) is not None]
+        flights = [*queued, *self._flights]
         for flight in flights:
             if flight.debt == self._probe and (debt := flight.take()) is not None:
                 return debt

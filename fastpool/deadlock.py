@@ -88,18 +88,25 @@ def suspect(pool: BasePool, waiter: Waiter, timeout: float) -> None:
         pool._later(DELAY, pool._look_for_deadlock)
 
 
-def look(pool: BasePool) -> None:
+def look(pool: BasePool, again: bool = False) -> None:
     """If there is a deadlock, fail all those in it: each waiter is settled, with `is_deadlocked`.
-    In the housekeeper's thread, or the event loop's."""
-    pool._suspicion.leave()
+    In the housekeeper's thread, or the event loop's. *again*: nothing was proved the last time."""
+    before, delay = pool._doubt
     held = pool._table.deadlock_suspects()
-    if held is None or not _is_proved(pool, held):
+    if held is None or (again and held != before):
         return
-    # What is garbage has no way to it either, and comes back by itself.
-    gc.collect()
     if _is_proved(pool, held):
-        pool._deadlock = _describe(pool, held)
-        pool._table.break_deadlock(held)
+        # What is garbage has no way to it either, and comes back by itself.
+        gc.collect()
+        if _is_proved(pool, held):
+            pool._deadlock = _describe(pool, held)
+            pool._table.break_deadlock(held)
+            return
+    # What stood in the way may pass: a thread that had a reference for a moment, what a stack had
+    # left behind. As long as the same lendings stand, ever more seldom.
+    delay = 2.0 * (delay if again else DELAY)
+    pool._doubt = held, delay
+    pool._later(delay, pool._look_again_for_deadlock)
 
 
 # --- proof --------------------------------------------------------------------------------------

@@ -24,3 +24,11 @@ needs_cancellations_of_the_dead = pytest.mark.skipif(
 needs_close_returns = pytest.mark.skipif(
     VERSION < (3, 3, 0), reason="close_returns with a class of one's own came with psycopg 3.3"
 )
+needs_notifies = pytest.mark.skipif(
+    VERSION < (3, 2, 4), reason="this driver's notifies() forgets what came before it"
+)
+# Its libpq connection has a finalizer of its own, which may come before that of whoever held it.
+needs_compiled = pytest.mark.skipif(
+    psycopg.pq.__impl__ == "python",
+    reason="the pure Python driver ends what is collected",
+)

@@ -51,11 +51,12 @@ async def test_a_refused_request_is_one_line(impl, new_pool, do, spawn, log, fau
         await do(pool.putconn, conn)
 
 
-async def test_wait_says_when_it_begins_and_ends(open_pool, do, log):
+async def test_wait_says_when_it_begins_and_ends(open_pool, do, log, eventually):
     pool = await open_pool()
     for _ in range(2):
         log.clear()
         await do(pool.wait, timeout=5.0)
+        await eventually(lambda: pool.get_stats()["pool_size"] == 0)
         assert [line for line in log.lines() if line[0] != "DEBUG"] == [
             ("INFO", WAITING),
             ("INFO", ADDING),

@@ -33,10 +33,11 @@ async def test_wait_opens_one_connection_and_closes_it(
     )
 
 
-async def test_wait_makes_its_test_each_time(open_pool, network, do):
+async def test_wait_makes_its_test_each_time(open_pool, network, do, eventually):
     pool = await open_pool(connection_class=network.connection_class)
     for _ in range(3):
         await do(pool.wait, timeout=5.0)
+        await eventually(lambda: pool.get_stats()["pool_size"] == 0)
     assert len(network.attempts) == 3
 
 

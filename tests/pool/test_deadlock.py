@@ -260,6 +260,23 @@ def test_four_who_hold_one_each_and_want_a_second_are_all_told(
 
 
 @at_once
+def test_what_stands_in_the_way_of_the_proof_may_pass(
+    new_pool: Callable[..., Any], spawn: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    def borrow_a_look(conns: list[Any]) -> int:
+        conn = conns.pop()
+        eventually(lambda: pool._doubt[0] is not None)
+        return int(conn.pgconn.backend_pid)
+
+    pool = new_pool()
+    with pool.connection() as conn:
+        call = spawn(borrow_a_look, [conn])
+        with pytest.raises(fastpool.PoolDeadlock):
+            pool.getconn(timeout=LONG)
+        assert call.result() == conn.pgconn.backend_pid
+
+
+@at_once
 def test_a_deadlock_is_found_as_often_as_there_is_one(
     new_pool: Callable[..., Any], spawn: Callable[..., Any]
 ) -> None:

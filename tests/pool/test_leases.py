@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from driver import needs_notifies
 from psycopg.rows import dict_row
 
 import fastpool
@@ -433,6 +434,7 @@ def test_notice_handlers_hear_through_a_lease(new_pool: Callable[..., Any]) -> N
     assert heard == ["hear, hear"]
 
 
+@needs_notifies
 def test_notify_handlers_and_notifies_hear_through_a_lease(new_pool: Callable[..., Any]) -> None:
     with new_pool(kwargs={"autocommit": True}).connect() as conn:
         conn.execute("listen news")

@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from driver import needs_notifies
 
 import fastpool
 from fastpool import housekeeper, lending, notices
@@ -367,6 +368,7 @@ def test_one_found_broken_in_use_has_the_idle_ones_looked_at(
 # --- what costs nothing -----------------------------------------------------------------------
 
 
+@needs_notifies
 def test_work_on_watched_connections_wakes_nobody(
     new_pool: Callable[..., Any], admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

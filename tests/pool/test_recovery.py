@@ -493,6 +493,31 @@ def test_a_server_that_is_slow_to_connect_fills_the_pool(
     assert pool.snapshot().size == 3
 
 
+def test_what_comes_late_takes_the_slot_of_an_attempt_that_is_queued(
+    new_pool: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    """Two attempts come late at once. The first fills the probe's slot and releases the other,
+    whose attempt waits for a worker; the second has that slot, or would be closed in vain."""
+    pool = new_pool(min_size=1, max_size=2, num_workers=1)
+    at_work, done = threading.Event(), threading.Event()
+
+    async def keep_the_worker() -> None:
+        at_work.set()
+        done.wait(10.0)
+
+    pool._submit(keep_the_worker)
+    assert at_work.wait(5.0)
+    connector = pool._connector
+    debt = connector.take_room()
+    connector.start(debt)
+    assert connector._take_any() is debt
+    connects = pool.get_stats()["connections_num"]
+    done.set()
+    eventually(lambda: not connector._queued)
+    assert pool.get_stats()["connections_num"] == connects
+    pool._table.vacate(debt)
+
+
 def test_attempts_that_never_end_do_not_pile_up(
     new_pool: Callable[..., Any],
     black_hole: BlackHole,

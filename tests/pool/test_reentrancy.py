@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from driver import needs_compiled
 
 import fastpool
 
@@ -286,6 +287,7 @@ def collect_often() -> Iterator[None]:
     gc.set_threshold(*before)
 
 
+@needs_compiled
 @pytest.mark.parametrize("how", ["getconn", "connect"])
 def test_a_finalizer_may_give_back(how: str, new_pool: Callable[..., Any]) -> None:
     pool = new_pool()
@@ -300,6 +302,7 @@ def test_a_finalizer_may_give_back(how: str, new_pool: Callable[..., Any]) -> No
     assert pool.snapshot().counts["available"] == 1
 
 
+@needs_compiled
 def test_what_a_finalizer_gave_back_is_lent_and_lost_like_any_other(
     new_pool: Callable[..., Any], available: Callable[..., None], pid: Callable[[Any], int]
 ) -> None:
@@ -360,6 +363,7 @@ def collector(spawn: Callable[..., Any]) -> Iterator[None]:
     call.result(10.0)
 
 
+@needs_compiled
 @pytest.mark.parametrize("reset", [False, True], ids=["plain", "reset"])
 def test_finalizers_that_give_back_while_others_hammer_lose_nothing(
     reset: bool,

@@ -22,6 +22,7 @@ import psycopg
 import pytest
 import wrapt
 import wrapt.wrappers
+from driver import needs_compiled
 from shared.both import available, done, entered, scalar, until
 
 import fastpool
@@ -471,6 +472,7 @@ async def drop(pool: Any, lend: str) -> None:
 
 
 @own
+@needs_compiled
 @pytest.mark.parametrize("lend", ["getconn", "connect"])
 async def test_a_lost_proxy_is_warned_of_and_its_slot_freed(
     lend: str, open_pool: Callable[..., Awaitable[Any]]
