@@ -345,7 +345,6 @@ cdef class SlotTable:
 
     cdef inline void mark(self, fp_site *site) noexcept:
         """Note where the program is that is about to borrow the slot, which is the caller's."""
-        fp_poke(&site.thread, fp_thread())
         if not fp_mark(site):
             self.mark_anew(site)
 

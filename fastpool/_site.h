@@ -75,17 +75,17 @@ FP_INLINE int fp_has_ended(uint64_t thread) {
 #endif
 }
 
-/* --- frames: fp_top(), fp_code(), fp_at(), and fp_caller(), the first that is not ours --------- */
+/* --- frames: fp_top_of(), fp_code(), fp_at(), and fp_caller(), the first that is not ours --------- */
 
 #if PY_VERSION_HEX < 0x030B0000
 
 typedef PyFrameObject fp_frame;
-#define fp_top() (fp_tstate()->frame)
+#define fp_top_of(tstate) ((tstate)->frame)
 #define fp_code(f) ((PyObject *)(f)->f_code)
 #define fp_at(f) ((uint64_t)(f)->f_lasti * 2)
 
 FP_INLINE fp_frame *fp_caller(void) {
-    fp_frame *frame = fp_top();
+    fp_frame *frame = fp_top_of(fp_tstate());
     while (frame != NULL && fp_is_own(frame->f_globals)) frame = frame->f_back;
     return frame;
 }
@@ -94,11 +94,11 @@ FP_INLINE fp_frame *fp_caller(void) {
 
 typedef struct _PyInterpreterFrame fp_frame;
 #if PY_VERSION_HEX >= 0x030D0000
-  #define fp_top() (fp_tstate()->current_frame)
+  #define fp_top_of(tstate) ((tstate)->current_frame)
   #define fp_code(f) ((f)->f_executable)
   #define fp_instruction(f) ((f)->instr_ptr)
 #else
-  #define fp_top() (fp_tstate()->cframe->current_frame)
+  #define fp_top_of(tstate) ((tstate)->cframe->current_frame)
   #define fp_code(f) ((PyObject *)(f)->f_code)
   #define fp_instruction(f) ((f)->prev_instr)
 #endif
@@ -110,7 +110,7 @@ typedef struct _PyInterpreterFrame fp_frame;
 #endif
 
 FP_INLINE fp_frame *fp_caller(void) {
-    fp_frame *frame = fp_top();
+    fp_frame *frame = fp_top_of(fp_tstate());
     while (frame != NULL && (fp_is_entry(frame) || fp_is_own(frame->f_globals)))
         frame = frame->previous;
     return frame;
@@ -118,16 +118,19 @@ FP_INLINE fp_frame *fp_caller(void) {
 
 #endif
 
-/* Note the place of who calls, if it is in the code that it was in the last time. For the owner of
- * the slot only. */
+/* Note the thread that calls, and the place if it is in the code that it was in the last time. For
+ * the owner of the slot only. */
 FP_INLINE int fp_mark(fp_site *site) {
+    PyThreadState *tstate = fp_tstate();
 #if PY_VERSION_HEX < 0x030E0000
-    fp_frame *frame = fp_top();
+    fp_frame *frame = fp_top_of(tstate);
+    fp_poke(&site->thread, (uint64_t)tstate->id);
     if (frame == NULL || (uint64_t)(size_t)fp_code(frame) != fp_peek(&site->code)) return 0;
     fp_poke(&site->at, fp_at(frame));
     return 1;
 #else
-    struct _PyInterpreterFrame *frame = fp_tstate()->current_frame;
+    struct _PyInterpreterFrame *frame = tstate->current_frame;
+    fp_poke(&site->thread, (uint64_t)tstate->id);
     if (frame == NULL || (*(uint64_t *)frame & ~(uint64_t)3) != fp_peek(&site->code)) return 0;
     fp_poke(&site->at, (uint64_t)PyUnstable_InterpreterFrame_GetLasti(frame));
     return 1;
