@@ -918,7 +918,10 @@ cdef class SlotTable:
         self.check_state(index, CONNECTING)
         cdef Slot *slot = self.slot(index)
         cdef Entry entry = Entry.__new__(Entry)
+        cdef Waiter waiter = None
         cdef bint closed
+        cdef bint again = False
+        cdef bint asleep = False
         fp_store(&entry.fate, RETIRED)  # until it is in the table its finalizer has nothing to say
         entry.table_ref = self.me
         entry.table_id = <void *>self
@@ -957,7 +960,11 @@ cdef class SlotTable:
                 else:
                     self.make_available(slot, entry, conn, fp_now_coarse())
                     self.publish(index, True)
-        # At once: for whom it was opened it must not be too late, or grow() would open another.
+                    # At once, and before the mutex is let go: or grow() found the connect counted
+                    # out, the waiter for whom it was still there, and opened another.
+                    waiter = self.serve_one(fp_now(), True, &again, &asleep)
+        if asleep:
+            self.wake(waiter)
         if fp_load_seq(&self.attention):
             self.serve(True)
         return not closed

@@ -367,6 +367,35 @@ def test_two_threads_that_let_a_table_grow_start_one_connect() -> None:
     Growth().fight()
 
 
+def test_a_connect_that_lands_leaves_nothing_to_grow_for() -> None:
+    class GrowthAgainstInstall(Duel):
+        rounds = 5000  # the gap that was is some 50 ns wide
+
+        def prepare(self) -> Any:
+            table, waiter = SlotTable(0, 4, max_connecting=4, tau_ns=PATIENT), WokenWaiter()
+            table.enqueue(waiter.raw)
+            assert table.grow() == 0
+            return table, waiter
+
+        def duellists(self) -> list[Callable[[Any], Any]]:
+            def grows(ground: Any) -> set[int]:
+                table, waiter = ground
+                started = set()
+                while not waiter.is_settled:
+                    started.add(table.grow())
+                return started
+
+            return [lambda ground: ground[0].install(0, Stub(0), None, 1, FAR), grows]
+
+        def check(self, ground: Any, landed: bool, started: set[int]) -> None:
+            assert landed
+            assert started <= {-1}
+            ground[0].verify()
+            ground[0].close()
+
+    GrowthAgainstInstall().fight()
+
+
 # ---- re-entrant calls
 
 

@@ -1032,9 +1032,23 @@ class Protocol:
         slot = me.slot
         world.growing -= world.words[slot][1]
         self.make_available(world, me)
-        world.unlock(me)
-        me.slot, me.pc = -1, "attend"
-        yield f"slot {slot} := AVAILABLE; sets its bit; unlock", world
+        me.slot, me.pc = -1, "deliver"
+        yield f"slot {slot} := AVAILABLE; sets its bit", world
+
+    def deliver(self, state: State, index: int) -> Moves:
+        """Serve the first waiter, however young it is. Caller holds the mutex."""
+        world, me = self.begin(state, index)
+        claims = () if world.head() is None else tuple(self.claims(state, index))
+        for slot, world, me in claims:
+            head = world.head()
+            assert head is not None
+            world.lend(slot, head)
+            me.pc = "grant"
+            yield f"takes slot {slot} for the first waiter", world
+        if not claims:
+            world.unlock(me)
+            me.pc = "attend"
+            yield "nobody waits, or nothing is free; unlock", world
 
     def vacate(self, state: State, index: int) -> Moves:
         if state.locked:

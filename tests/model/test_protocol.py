@@ -87,7 +87,7 @@ def test_the_searches_take_every_step_of_the_protocol() -> None:
         *RESTING,
         *("claim", "enqueue", "look", "leave", "abandon", "attend", "serve", "grant"),
         *("begin_return", "restore", "recheck", "recycle"),
-        *("grow", "install", "land", "vacate"),
+        *("grow", "install", "land", "deliver", "vacate"),
         *("announce", "shut", "sweep"),
         *("checkout", "compare", "sweep_old"),
         *("read_fate", "swap", "read_fate_again", "retire"),
