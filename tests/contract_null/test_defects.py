@@ -7,6 +7,7 @@ its own.
 
 import asyncio
 import gc
+import inspect
 import math
 import signal
 import threading
@@ -320,7 +321,7 @@ async def test_a_second_putconn_is_refused_while_reset_runs(
 
     def reset(conn):
         running.set()
-        return until(go_on, asyncio.iscoroutinefunction(conn.execute))
+        return until(go_on, inspect.iscoroutinefunction(conn.execute))
 
     pool = await open_pool(reset=callback(reset))
     conn = await do(pool.getconn)
@@ -358,7 +359,7 @@ async def test_a_connection_returned_twice_is_not_closed_for_the_next(
 
     def reset(conn):
         running.set()
-        return until(go_on, asyncio.iscoroutinefunction(conn.execute))
+        return until(go_on, inspect.iscoroutinefunction(conn.execute))
 
     pool = await open_pool(reset=callback(reset))
     conn = await do(pool.getconn)
@@ -490,7 +491,7 @@ async def test_closing_closes_what_waits_for_its_reset(
 
     def reset(conn):
         running.set()
-        return until(go_on, asyncio.iscoroutinefunction(conn.execute))
+        return until(go_on, inspect.iscoroutinefunction(conn.execute))
 
     pool = await open_pool(max_size=2, num_workers=1, reset=callback(reset))
     conns = [await do(pool.getconn) for _ in range(2)]
