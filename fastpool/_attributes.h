@@ -71,4 +71,19 @@ FP_INLINE int fp_is_idle(PyObject *pgconn) {
     return value == -1 && PyErr_Occurred() ? -1 : value == 0;
 }
 
+/* From Python 3.14 on an interrupt may strike between a lock and the `with` block that takes it, and
+ * the lock stays locked. Where that can't be, the compiler leaves the looks for it out. */
+#if PY_VERSION_HEX < 0x030E0000
+#define fp_locks_may_be_lost() 0
+#define fp_handles_exception() 0
+#else
+#define fp_locks_may_be_lost() 1
+/* Whether an exception is on its way: the caller is in an `except` or a `finally`. */
+FP_INLINE int fp_handles_exception(void) {
+    PyObject *handled = PyErr_GetHandledException();
+    Py_XDECREF(handled);
+    return handled != NULL;
+}
+#endif
+
 #endif

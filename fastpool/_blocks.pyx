@@ -16,7 +16,7 @@ from fastpool._core cimport (
 )
 from fastpool._fastpath cimport (
     FastPath, PyDict_GetItemWithError, attributes_of, check_loop_of, fp_version, is_idle, keep,
-    keep_returning, lend, lend_any, slot_of,
+    keep_returning, lend, lend_any, lock_is_lost, slot_of,
 )
 
 import functools
@@ -180,6 +180,8 @@ cdef class Lease:
             if (conn is None
                     or exc_type is None and is_plain(conn) and leaves_nothing(pool, conn, entry)):
                 return None
+            if exc_type is not None and lock_is_lost(conn):
+                return None
             return self._driver_exit(conn, "__exit__")(exc_type, exc, traceback)
         finally:
             self.close()
@@ -297,6 +299,7 @@ cdef class ConnectionBlock(Block):
     def __exit__(self, exc_type, exc, traceback):
         cdef Entry entry
         cdef bint idle = False
+        cdef bint is_lost = False
         conn = self.end(exc_type)
         if conn is None:
             return None
@@ -307,6 +310,9 @@ cdef class ConnectionBlock(Block):
                 return None
             if exc_type is not None and self.is_parents():
                 return None
+            is_lost = exc_type is not None and lock_is_lost(conn)
+            if is_lost:
+                return None
             return type(conn).__exit__(conn, exc_type, exc, traceback)
         finally:
             try:
@@ -315,7 +321,7 @@ cdef class ConnectionBlock(Block):
                     if not self.pool.is_direct():
                         entry = None    # the connection's own: it must end with the connection
                         self.pool.putconn(conn)
-                    elif entry is None or not keep(self.pool, entry, conn, idle):
+                    elif entry is None or is_lost or not keep(self.pool, entry, conn, idle):
                         entry = None
                         self.pool._putconn(conn)
             finally:

@@ -13,6 +13,8 @@ cdef extern from "_attributes.h":
     PyObject *fp_attributes(object)
     PyObject *fp_idle
     bint fp_is_idle(object) except -1
+    bint fp_locks_may_be_lost()
+    bint fp_handles_exception()
 
 cdef extern from "Python.h":
     PyObject *PyDict_GetItemWithError(PyObject *, object)
@@ -43,6 +45,7 @@ cdef bint take_back(FastPath pool, conn) except -1
 cdef bint keep(FastPath pool, Entry entry, conn, bint idle) except -1
 cdef bint keep_returning(FastPath pool, Entry entry, conn) except -1
 cdef bint is_idle(pgconn) except -1
+cpdef bint lock_is_lost(conn) except -1
 cdef bint learn_class(FastPath pool, conn) except -1
 
 

@@ -21,6 +21,7 @@ from fastpool._core cimport (
     fp_add, fp_load, fp_load_seq, fp_now, fp_now_coarse, fp_peek,
 )
 
+import _thread
 import asyncio
 import logging
 import sys
@@ -57,7 +58,10 @@ cdef object current_tasks = None if sys.version_info >= (3, 12) else asyncio.tas
 current_task = asyncio.current_task if current_tasks is None else current_tasks.get
 
 cdef object IDLE = 0                # TransactionStatus.IDLE
+cdef object ACTIVE = 1              # and .ACTIVE
 fp_idle = <PyObject *>IDLE
+
+cdef object LockType = _thread.LockType
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
@@ -141,7 +145,7 @@ cdef inline bint keep_fit(FastPath pool, Entry entry, conn, bint idle) except -1
     """
     cdef int64_t now = fp_now_coarse()
     check_loop(pool, entry)
-    if entry.leased:
+    if entry.leased or fp_handles_exception() and lock_is_lost(conn):
         return False
     if is_fit(pool, entry, now, idle) and pool._table.begin_return_c(entry, -1) == TAKEN:
         put_back(pool, entry, conn, now)
@@ -282,7 +286,7 @@ cdef bint take_back(FastPath pool, conn) except -1:
 cdef bint keep_returning(FastPath pool, Entry entry, conn) except -1:
     """Take back a connection whose slot is RETURNING already. False when it is not fit."""
     cdef int64_t now = fp_now_coarse()
-    if not is_fit(pool, entry, now, False):
+    if fp_handles_exception() and lock_is_lost(conn) or not is_fit(pool, entry, now, False):
         return False
     put_back(pool, entry, conn, now)
     return True
@@ -291,6 +295,16 @@ cdef bint keep_returning(FastPath pool, Entry entry, conn) except -1:
 cdef bint is_idle(pgconn) except -1:
     """Whether a libpq connection has no transaction."""
     return fp_is_idle(pgconn)
+
+
+cpdef bint lock_is_lost(conn) except -1:
+    """Whether an interrupt has left the driver's lock of this connection locked: who uses it next
+    would wait for ever. Only where that can be. Not while the server works for somebody, who may
+    have the lock."""
+    if not fp_locks_may_be_lost():
+        return False
+    lock = getattr(conn, "lock", None)
+    return type(lock) is LockType and lock.locked() and conn.pgconn.transaction_status != ACTIVE
 
 
 cdef bint learn_class(FastPath pool, conn) except -1:

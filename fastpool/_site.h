@@ -8,7 +8,8 @@
  * is made, at a cost, for who asks for one. Up to 3.13 the record is read directly, as Cython's own
  * code does too; its layout is in CPython's internal/pycore_frame.h. Of later ones only the first
  * word is read, a guess at its code that is compared with what is known; the rest is asked of
- * PyUnstable_InterpreterFrame_GetLasti() and, for code that is new, of frame objects.
+ * PyUnstable_InterpreterFrame_GetLasti() and, for code that is new, of frame objects. (_stacks.pyx
+ * goes on to read 3.14's.)
  */
 #ifndef FASTPOOL_SITE_H
 #define FASTPOOL_SITE_H

@@ -53,17 +53,28 @@ def outwards(frame, Py_ssize_t limit):
 
 cdef extern from *:
     """
+    #if PY_VERSION_HEX >= 0x030E0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED)
+      #define FP_TAGGED 1           /* the words of a frame have tags in their low bits */
+      #ifndef Py_BUILD_CORE
+        #define Py_BUILD_CORE 1
+      #endif
+      #include "internal/pycore_frame.h"
+      #include "internal/pycore_interpframe_structs.h"
+    #else
+      #define FP_TAGGED 0
+    #endif
+
     /* The words of a frame: n variables, then its stack, up to `all`. How high the stack is, a
-       frame that runs C code does not tell; what is above may be stale. Up to 3.13: the layout is
-       that of internal/pycore_frame.h, see _site.h. */
-    static void **fp_words(PyObject *object, Py_ssize_t *n, Py_ssize_t *all) {
+       frame that runs C code does not tell before 3.14; what is above may be stale. NULL where the
+       layout is not known, which is that of internal/pycore_frame.h, see _site.h. */
+    static size_t *fp_words(PyObject *object, Py_ssize_t *n, Py_ssize_t *all) {
     #if PY_VERSION_HEX < 0x030B0000
         PyFrameObject *frame = (PyFrameObject *)object;
         PyCodeObject *code = frame->f_code;
         *n = code->co_nlocals + PyTuple_GET_SIZE(code->co_cellvars)
             + PyTuple_GET_SIZE(code->co_freevars);
         *all = *n + code->co_stacksize;
-        return (void **)frame->f_localsplus;
+        return (size_t *)frame->f_localsplus;
     #elif PY_VERSION_HEX < 0x030E0000
         struct _PyInterpreterFrame *frame = ((PyFrameObject *)object)->f_frame;
         PyCodeObject *code = (PyCodeObject *)fp_code(frame);
@@ -72,30 +83,45 @@ cdef extern from *:
         #if PY_VERSION_HEX < 0x030D0000
         if (frame->stacktop >= *n && frame->stacktop < *all) *all = frame->stacktop;
         #endif
-        return (void **)frame->localsplus;
+        return (size_t *)frame->localsplus;
+    #elif FP_TAGGED
+        struct _PyInterpreterFrame *frame = ((PyFrameObject *)object)->f_frame;
+        PyCodeObject *code = (PyCodeObject *)(frame->f_executable.bits & ~(size_t)3);
+        *n = code->co_nlocalsplus;
+        *all = *n + code->co_stacksize;
+        if (frame->stackpointer != NULL) *all = frame->stackpointer - frame->localsplus;
+        return (size_t *)frame->localsplus;
     #else
         *n = *all = 0;
         return NULL;
     #endif
     }
+
+    /* What a word refers to: its id, 0 for nothing. Tagged 3 is a number; 1 is a reference that is
+       not counted, to what a variable further out refers to. */
+    #define fp_target(word) (!FP_TAGGED ? (word) : ((word) & 3) == 3 ? 0 : (word) & ~(size_t)3)
+    #define fp_is_counted(word) (!FP_TAGGED || ((word) & 3) == 0)
     """
-    void **fp_words(object frame, Py_ssize_t *n, Py_ssize_t *all)
+    size_t *fp_words(object frame, Py_ssize_t *n, Py_ssize_t *all)
+    size_t fp_target(size_t word)
+    bint fp_is_counted(size_t word)
 
 
 def frame_ids(frame):
     """Return the ids of what is in the variables of a frame, cells as such, and of what is, or was
-    not long ago, on its stack; none of that from 3.14 on.
+    not long ago, on its stack: None instead of these where the stack is not in sight.
 
     In C, for a look at `f_locals` leaves copies of the variables behind, up to 3.12. For a build
     with a GIL, where no thread runs meanwhile.
     """
     cdef Py_ssize_t n, all, i
     cdef list variables = [], stack = []
-    cdef void **words = fp_words(frame, &n, &all)
+    cdef size_t *words = fp_words(frame, &n, &all)
     if words == NULL:
         if frame.f_locals is not frame.f_globals:
             variables = [id(value) for value in frame.f_locals.values()]
+        return variables, None
     for i in range(all):
-        if words[i] != NULL:
-            (variables if i < n else stack).append(<size_t>words[i])
+        if fp_target(words[i]) != 0:
+            (variables if i < n and fp_is_counted(words[i]) else stack).append(fp_target(words[i]))
     return variables, stack

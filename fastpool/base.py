@@ -604,12 +604,11 @@ class BasePool(FastPath):
 
     def _owner_names(self) -> Mapping[int, str]:
         """Return the names of those who may be borrowers, by ident."""
-        return {thread.ident or 0: thread.name for thread in threading.enumerate()}
+        return {ident: thread.name for ident, thread in stacks.threads().items()}
 
     def _borrowers(self) -> Mapping[int, Any]:
         """Return all who run, by ident; None for those of whom nothing else is known."""
-        known = {thread.ident or 0: thread for thread in threading.enumerate()}
-        return {**dict.fromkeys(sys._current_frames()), **known}
+        return {**dict.fromkeys(sys._current_frames()), **stacks.threads()}
 
     def _stacks(
         self, idents: Collection[int] | None = None, limit: int = sys.maxsize

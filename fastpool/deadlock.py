@@ -147,7 +147,7 @@ class _Ways:
         # Tasks' coroutines are objects, in plain sight: their variables are, too.
         ids = [frame_ids(frame) for frame in self.mine if pool._OWNERS_ARE == "thread"]
         self.variables = Counter(one for variables, _ in ids for one in variables)
-        self.stacked = {one for _, stack in ids for one in stack}
+        self.stacked = {one for _, stack in ids for one in stack or ()}
         # What finds every thread.
         self.registers = {id(threading.__dict__.get(name)) for name in ("_active", "_limbo")}
 
@@ -188,7 +188,8 @@ class _Ways:
                     hidden.add(one)
             begin = end
         return all(
-            ids.isdisjoint(variables) and hidden.isdisjoint(stack)
+            ids.isdisjoint(variables)
+            and (not hidden or (stack is not None and hidden.isdisjoint(stack)))
             for variables, stack in map(frame_ids, self.theirs)
         )
 

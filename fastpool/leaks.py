@@ -13,9 +13,8 @@ the new one's until that ends.
 
 from __future__ import annotations
 
-import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import guard
 from ._core import STATES
@@ -31,6 +30,9 @@ _OFTEN = 0.01
 
 _IN_USE = STATES.index("in_use")
 
+# The leases, by slot and generation, of which the log has been told.
+_Told: TypeAlias = dict[tuple[int, int], object]
+
 
 class Watchman:
     """Looks at one pool's leases. Thread-safe."""
@@ -42,9 +44,8 @@ class Watchman:
         self.period = min(_SELDOM, max(_OFTEN, quarter))
         # By slot: the lease's generation, and its borrower as it was first seen.
         self._seen: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
-        self._warned: dict[int, int] = {}
-        self._mourned: dict[int, int] = {}
-        self._lock = threading.RLock()  # a finalizer may wait in vain, too
+        self._warned: _Told = {}
+        self._mourned: _Told = {}
 
     def look(self, pool: BasePool) -> None:
         """Warn of each lease that has become too old, or has lost its borrower; once of each."""
@@ -63,9 +64,9 @@ class Watchman:
             what = f"connection (backend {pid}) of pool {pool.name!r}"
             lent = f"lent to {who} {held:.2f} sec ago{place(site)}"
             limit = self._leak_timeout
-            if limit is not None and held > limit and self._first(self._warned, index, generation):
+            if limit is not None and held > limit and _is_first(self._warned, index, generation):
                 logger.warning("%s has not been given back: %s", what, lent)
-            if is_dead and self._first(self._mourned, index, generation):
+            if is_dead and _is_first(self._mourned, index, generation):
                 logger.warning("%s has outlived its borrower: %s", what, lent)
                 if self._reclaim:
                     _reclaim(pool, index, generation)
@@ -80,12 +81,17 @@ class Watchman:
         # A thread that Python did not start has no object; of that only the ident is known.
         return known[1] is not None and borrower is not None and known[1]() is not borrower
 
-    def _first(self, told: dict[int, int], index: int, generation: int) -> bool:
-        """Whether a lease has not been told of."""
-        with self._lock:
-            is_new = told.get(index) != generation
-            told[index] = generation
-        return is_new
+
+def _is_first(told: _Told, index: int, generation: int) -> bool:
+    """Whether a lease has not been told of; of two callers at once, one is the first. Without a
+    lock: an interrupt can leave one locked for ever (Python 3.14)."""
+    mark = object()
+    if told.setdefault((index, generation), mark) is not mark:
+        return False
+    for lease in list(told):
+        if lease[0] == index and lease[1] < generation:
+            told.pop(lease, None)
+    return True
 
 
 def _reclaim(pool: BasePool, index: int, generation: int) -> None:

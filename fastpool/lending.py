@@ -27,6 +27,7 @@ from ._core import (
     Waiter,
     skip_frames_of,
 )
+from ._fastpath import lock_is_lost
 from ._peek import DATA, ENDED, HIDES_END, look
 from .base import AttemptWithBackoff, BasePool, logger, now, one_line
 from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests
@@ -417,6 +418,10 @@ async def _clean(pool: BasePool, conn: Any, deadline: float) -> None:
         return
     if status == ACTIVE:
         logger.warning("closing returned connection: %s", str(conn))
+        await close(pool, conn)
+        return
+    if lock_is_lost(conn):
+        logger.warning("closing returned connection, which an interrupt left locked: %s", str(conn))
         await close(pool, conn)
         return
     if status != IDLE:

@@ -1,4 +1,4 @@
-"""What threads and tasks are doing: their frames, and these as text.
+"""Who runs, and what threads and tasks are doing: their frames, and these as text.
 
 Owns: whose stack is looked at and how far, and the chain of coroutines that a task awaits. Refuses:
 lines of source, which are slow to find and may hold a password: files, lines and names are enough.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from types import FrameType
 from typing import Any
@@ -18,6 +19,14 @@ from ._stacks import outwards, stacks_of_threads
 TOLD = 30
 
 HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def threads() -> Mapping[int, threading.Thread]:
+    """Return the threads that were started in Python, by ident. Not by threading.enumerate(): that
+    takes a lock, which an interrupt can leave locked for ever (Python 3.14), and no thread could be
+    started any more."""
+    known: dict[int, threading.Thread] = threading.__dict__["_active"].copy()
+    return known
 
 
 def of_threads(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import faulthandler
 import gc
+import itertools
 import logging
 import os
 import queue
@@ -17,8 +19,8 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -39,42 +41,56 @@ class Killed(BaseException):
     """What is thrown into threads at any moment."""
 
 
+class Entry:
+    """That a thread holds a session, and how often it had been killed before."""
+
+    def __init__(self, pid: int, name: str, kills: int) -> None:
+        self.pid = pid
+        self.name = name
+        self.kills = kills
+
+
 class Ledger:
     """Who holds which session. Two holders at once are what must never be.
 
     A thread that was killed may have lost its session without taking it off the ledger, so an
     entry proves nothing that was made before its holder was killed, or while that was on its way.
+    Without locks, which a thread that is killed may leave locked: each step is one of a dictionary.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders: dict[int, tuple[str, int]] = {}
+        self._holders: dict[int, Entry] = {}
         self.kills: collections.Counter[str] = collections.Counter()
         self.doomed: set[str] = set()  # what was thrown at them may not have struck yet
         self.faults: list[str] = []
-        self.lendings = 0
+        self._lendings = itertools.count()
 
-    @contextmanager
-    def hold(self, conn: Any) -> Iterator[None]:
+    def take(self, conn: Any) -> Entry:
+        """Enter that this thread holds the session; the entry, for leave()."""
         pid = conn.pgconn.backend_pid
         name = threading.current_thread().name
-        with self._lock:
-            mine = (name, self.kills[name])
-            other, kills = self._holders.get(pid, ("", 0))
+        mine = Entry(pid, name, self.kills[name])
+        found = self._holders.setdefault(pid, mine)
+        if found is not mine:
             self._holders[pid] = mine
-            self.lendings += 1
-            if other and other not in self.doomed and self.kills[other] == kills:
-                self.faults.append(f"session {pid} is held by {other} and by {name}")
-        try:
-            yield
-        finally:
-            session = conn.pgconn
-            with self._lock:
-                if self._holders.get(pid) == mine:
-                    del self._holders[pid]
-                # A server's client could not tell that from the end of its session.
-                if isinstance(session, Session) and session.was_ended_by_the_client:
-                    self.faults.append(f"the pool ended session {pid} while {name} held it")
+            if found.name not in self.doomed and self.kills[found.name] == found.kills:
+                self.faults.append(f"session {pid} is held by {found.name} and by {name}")
+        next(self._lendings)
+        return mine
+
+    def leave(self, conn: Any, mine: Entry) -> None:
+        """Before it is given back."""
+        session = conn.pgconn
+        if self._holders.get(mine.pid) is mine:
+            del self._holders[mine.pid]
+        # A server's client could not tell that from the end of its session.
+        if isinstance(session, Session) and session.was_ended_by_the_client:
+            self.faults.append(f"session {mine.pid} was ended while {mine.name} held it")
+
+    @property
+    def lendings(self) -> int:
+        """How many there were: for the end, when nobody borrows any more."""
+        return next(self._lendings)
 
 
 class Actor:
@@ -95,7 +111,7 @@ class Actor:
         action = actions[self.number % len(actions)]  # so that each action is taken at least once
         while not self.stress.over:
             try:
-                self.stress.spare(threading.current_thread())
+                self.stress.spare()
                 action(self)
             except Killed:
                 self.done["killed"] += 1
@@ -112,7 +128,10 @@ class Actor:
 
     def use(self, conn: Any) -> None:
         """Do with a connection what a borrower does."""
-        with self.stress.ledger.hold(conn):
+        # Not `with`: from Python 3.14 on, who is killed between the call and the block leaves the
+        # rest to a finalizer, which may come after the return.
+        mine = self.stress.ledger.take(conn)
+        try:
             match self.random.randrange(4):
                 case 0:
                     row = conn.execute("select pg_backend_pid()").fetchone()
@@ -124,6 +143,8 @@ class Actor:
                         conn.rollback()
                 case 2:
                     time.sleep(0 if self.stress.is_stub else self.random.random() * 0.002)
+        finally:
+            self.stress.ledger.leave(conn, mine)
 
     # --- the actions --------------------------------------------------------------------------
 
@@ -184,9 +205,12 @@ class Actor:
 
     def break_a_session(self) -> None:
         with self.pool.connection(timeout=TIMEOUT) as conn:
-            with self.stress.ledger.hold(conn):
+            mine = self.stress.ledger.take(conn)
+            try:
                 self.stress.server.terminate(conn.pgconn.backend_pid)
                 conn.execute("select 1")
+            finally:
+                self.stress.ledger.leave(conn, mine)
 
     def break_any_session(self) -> None:
         pids = [slot.backend_pid for slot in self.pool.snapshot().slots if slot.backend_pid]
@@ -251,28 +275,57 @@ class Stress:
         self.is_stub = isinstance(server, Stubs)
         self.ledger = Ledger()
         self.over = False
-        self.mortal = threading.Lock()
+        self._mortal = threading.RLock()
         self.actors = [Actor(self, number) for number in range(THREADS)]
+
+    def unharmed(self, action: Callable[..., Any], *args: Any) -> None:
+        """Do what must not be interrupted by a kill(), in one thread at a time."""
+        try:
+            # Not `with`: from Python 3.14 on, what is thrown may strike between the lock and the
+            # block. In here it finds the lock owned, and afterwards nobody throws.
+            self._mortal.acquire()
+            action(*args)
+        finally:
+            if self._mortal._is_owned():
+                self._mortal.release()
 
     def kill(self, chance: random.Random) -> None:
         """Throw Killed into one of the actors while it borrows."""
-        thread = chance.choice(self.actors).thread
-        # Not one that has ended: another thread may have its ident by now, a worker of the pool's.
-        with self.mortal:
-            if not self.over and thread is not threading.current_thread() and thread.is_alive():
-                self.ledger.kills[thread.name] += 1
-                self.ledger.doomed.add(thread.name)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident), ctypes.py_object(Killed)
-                )
+        self.unharmed(self._kill, chance.choice(self.actors).thread)
 
-    def spare(self, thread: threading.Thread) -> None:
-        """Take back what was thrown at an actor between two actions, if it has not struck yet."""
-        with self.mortal:
-            if thread.name in self.ledger.doomed:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), None)
-                self.ledger.kills[thread.name] += 1
-                self.ledger.doomed.discard(thread.name)
+    def _kill(self, thread: threading.Thread) -> None:
+        # Not one that has ended: another thread may have its ident by now, a worker of the pool's.
+        if not self.over and thread is not threading.current_thread() and thread.is_alive():
+            self.ledger.kills[thread.name] += 1
+            self.ledger.doomed.add(thread.name)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(Killed)
+            )
+
+    def spare(self) -> None:
+        """Take back what was thrown at this actor between two actions, if it has not struck yet."""
+        self.unharmed(self._spare, threading.current_thread())
+
+    def _spare(self, thread: threading.Thread) -> None:
+        if thread.name in self.ledger.doomed:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), None)
+            self.ledger.kills[thread.name] += 1
+            self.ledger.doomed.discard(thread.name)
+
+    def start(self, thread: threading.Thread, start: Callable[[threading.Thread], None]) -> None:
+        """Start a thread. While it is being started it has its parent's ident for a moment: what
+        is thrown into the parent then kills the child before it runs, and start() waits for it for
+        ever. And what strikes in start() itself may leave threading's own lock locked."""
+
+        def begin() -> None:
+            self._spare(threading.current_thread())
+            start(thread)
+
+        self.unharmed(begin)
+
+    def end(self) -> None:
+        """From here on there are no new actions, and nobody is thrown at."""
+        self.over = True
 
     @staticmethod
     def may_break(error: psycopg.OperationalError) -> bool:
@@ -286,10 +339,12 @@ class Stress:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.ledger.faults:
             self.collect()
-        with self.mortal:
-            self.over = True
+        self.unharmed(self.end)
         deadline = time.monotonic() + TIMEOUT + 10.0
-        while any(actor.thread.is_alive() for actor in self.actors) and time.monotonic() < deadline:
+        while any(actor.thread.is_alive() for actor in self.actors):
+            if time.monotonic() > deadline:
+                faulthandler.dump_traceback(2)
+                return
             self.collect()
 
     @staticmethod
@@ -406,15 +461,8 @@ def test_random_actions_lose_no_slot_and_lend_no_session_twice(
         **options,
     )
     stress = Stress(pool, server)
-    # A thread that is being started has its parent's ident for a moment: what is thrown into the
-    # parent then kills the child before it runs, and start() waits for it for ever.
     start = threading.Thread.start
-
-    def start_unharmed(thread: threading.Thread) -> None:
-        with stress.mortal:
-            start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_unharmed)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: stress.start(thread, start))
     stress.actors = [Immortal(stress, number) for number in range(THREADS)]
     gc.collect()
     gc.freeze()  # so that collecting is quick

@@ -439,3 +439,61 @@ def test_a_generator_that_is_ended_in_its_block_gives_back(
         del lines
         gc.collect()
     all_there(pool)
+
+
+# ---- from Python 3.14 on, an interrupt may leave a lock locked that a `with` block takes
+
+
+def in_a_block(pool: Any, use: Callable[[Any], None]) -> None:
+    with pool.connection() as conn:
+        use(conn)
+
+
+def in_the_block_of_a_lease(pool: Any, use: Callable[[Any], None]) -> None:
+    with pool.connect() as conn:
+        use(conn)
+
+
+def before_putconn(pool: Any, use: Callable[[Any], None]) -> None:
+    conn = pool.getconn()
+    try:
+        use(conn)
+    finally:
+        pool.putconn(conn)
+
+
+def before_close(pool: Any, use: Callable[[Any], None]) -> None:
+    conn = pool.connect()
+    try:
+        use(conn)
+    finally:
+        conn.close()
+
+
+def interrupted_while_idle(conn: Any) -> None:
+    conn.lock.acquire()
+    raise KeyboardInterrupt
+
+
+def interrupted_in_a_transaction(conn: Any) -> None:
+    conn.execute("select 1")
+    interrupted_while_idle(conn)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="no interrupt leaves a lock locked there")
+@pytest.mark.parametrize("use", [interrupted_while_idle, interrupted_in_a_transaction])
+@pytest.mark.parametrize(
+    "borrow", [in_a_block, in_the_block_of_a_lease, before_putconn, before_close]
+)
+def test_a_connection_that_an_interrupt_left_locked_is_not_lent_again(
+    borrow: Callable[[Any, Callable[[Any], None]], None],
+    use: Callable[[Any], None],
+    new_pool: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = new_pool()
+    with pytest.raises(KeyboardInterrupt):
+        borrow(pool, use)
+    assert "which an interrupt left locked" in caplog.text
+    with pool.connection(timeout=5.0) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
