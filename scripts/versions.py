@@ -106,7 +106,8 @@ def system() -> str:
         release = platform.freedesktop_os_release()
     except OSError:
         return f"{platform.system()} {platform.release()}"
-    return f"{release.get('NAME', 'Linux').partition(' ')[0]} {release.get('VERSION_ID', '')}"
+    version = release.get("VERSION_ID") or release.get("VERSION_CODENAME", "")  # Debian's testing
+    return f"{release.get('NAME', 'Linux').partition(' ')[0]} {version}"
 
 
 def counts(results: Path) -> dict[str, int]:
