@@ -263,6 +263,7 @@ cdef class Waiter:
             if table is not None and table.is_ours():
                 table.give_up(self.index)
         if self.lock != NULL:
+            PyThread_acquire_lock(self.lock, 0)     # it may have been woken, and never parked
             PyThread_release_lock(self.lock)
             PyThread_free_lock(self.lock)
         Py_XDECREF(<PyObject *><size_t>fp_peek(&self.site.code))

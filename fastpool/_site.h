@@ -9,7 +9,7 @@
  * code does too; its layout is in CPython's internal/pycore_frame.h. Of later ones only the first
  * word is read, a guess at its code that is compared with what is known; the rest is asked of
  * PyUnstable_InterpreterFrame_GetLasti() and, for code that is new, of frame objects. (_stacks.pyx
- * goes on to read 3.14's.)
+ * goes on to read those of 3.14 and 3.15.)
  */
 #ifndef FASTPOOL_SITE_H
 #define FASTPOOL_SITE_H

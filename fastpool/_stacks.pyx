@@ -53,7 +53,7 @@ def outwards(frame, Py_ssize_t limit):
 
 cdef extern from *:
     """
-    #if PY_VERSION_HEX >= 0x030E0000 && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED)
+    #if PY_VERSION_HEX >= 0x030E0000 && PY_VERSION_HEX < 0x03100000 && !defined(Py_GIL_DISABLED)
       #define FP_TAGGED 1           /* the words of a frame have tags in their low bits */
       #ifndef Py_BUILD_CORE
         #define Py_BUILD_CORE 1
@@ -97,9 +97,9 @@ cdef extern from *:
     #endif
     }
 
-    /* What a word refers to: its id, 0 for nothing. Tagged 3 is a number; 1 is a reference that is
-       not counted, to what a variable further out refers to. */
-    #define fp_target(word) (!FP_TAGGED ? (word) : ((word) & 3) == 3 ? 0 : (word) & ~(size_t)3)
+    /* What a word refers to: its id, 0 for nothing. Tagged 2 or 3 it is no reference; 1 is one that
+       is not counted, to what a variable further out refers to. */
+    #define fp_target(word) (!FP_TAGGED ? (word) : (word) & 2 ? 0 : (word) & ~(size_t)1)
     #define fp_is_counted(word) (!FP_TAGGED || ((word) & 3) == 0)
     """
     size_t *fp_words(object frame, Py_ssize_t *n, Py_ssize_t *all)
