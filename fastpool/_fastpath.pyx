@@ -145,9 +145,9 @@ cdef inline bint keep_fit(FastPath pool, Entry entry, conn, bint idle) except -1
     """
     cdef int64_t now = fp_now_coarse()
     check_loop(pool, entry)
-    if entry.leased or fp_handles_exception() and lock_is_lost(conn):
+    if entry.leased:
         return False
-    if is_fit(pool, entry, now, idle) and pool._table.begin_return_c(entry, -1) == TAKEN:
+    if is_fit(pool, entry, conn, now, idle) and pool._table.begin_return_c(entry, -1) == TAKEN:
         put_back(pool, entry, conn, now)
         return True
     # Of a forked child's parent: there is nothing to do, here nor, at the interpreter's end, in
@@ -184,7 +184,7 @@ cdef inline uint64_t task_in(loop) except? 0:
     return 0 if task is None else <size_t><PyObject *>task
 
 
-cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now, bint idle) except -1:
+cdef inline bint is_fit(FastPath pool, Entry entry, conn, int64_t now, bint idle) except -1:
     """Whether a connection can be taken back as it is."""
     cdef SlotTable table = pool._table
     cdef Slot *slot
@@ -193,6 +193,8 @@ cdef inline bint is_fit(FastPath pool, Entry entry, int64_t now, bint idle) exce
     if pool.role is not None:
         return False
     if not idle and not fp_is_idle(entry.pgconn):
+        return False
+    if fp_handles_exception() and lock_is_lost(conn):
         return False
     slot = table.slot(entry.index)
     return (slot.expires > now and slot.epoch == fp_peek(&table.epoch)
@@ -286,7 +288,7 @@ cdef bint take_back(FastPath pool, conn) except -1:
 cdef bint keep_returning(FastPath pool, Entry entry, conn) except -1:
     """Take back a connection whose slot is RETURNING already. False when it is not fit."""
     cdef int64_t now = fp_now_coarse()
-    if fp_handles_exception() and lock_is_lost(conn) or not is_fit(pool, entry, now, False):
+    if not is_fit(pool, entry, conn, now, False):
         return False
     put_back(pool, entry, conn, now)
     return True

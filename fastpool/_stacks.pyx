@@ -65,8 +65,8 @@ cdef extern from *:
     #endif
 
     /* The words of a frame: n variables, then its stack, up to `all`. How high the stack is, a
-       frame that runs C code does not tell before 3.14; what is above may be stale. NULL where the
-       layout is not known, which is that of internal/pycore_frame.h, see _site.h. */
+       frame that runs C code does not tell before 3.14; what is above may be stale. The layout is
+       that of CPython's internal headers, see _site.h; NULL where it is not known. */
     static size_t *fp_words(PyObject *object, Py_ssize_t *n, Py_ssize_t *all) {
     #if PY_VERSION_HEX < 0x030B0000
         PyFrameObject *frame = (PyFrameObject *)object;

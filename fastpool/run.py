@@ -75,7 +75,8 @@ def run(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     command = [sys.executable, *python_options(), *words]
     environment = os.environ | {"PYTHONPATH": python_path()}
     if os.name != "nt":  # there, execve() does not wait: the caller would believe it has ended
-        sys.stdout.flush()  # what a sitecustomize has printed would go with this process
+        if sys.stdout is not None:  # it is where the program was started with a closed one
+            sys.stdout.flush()  # what a sitecustomize has printed would go with this process
         os.execve(sys.executable, command, environment)
     return wait_for(command, environment)
 

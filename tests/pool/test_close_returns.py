@@ -114,12 +114,13 @@ def test_with_pool_unset_close_is_the_drivers(
 
 
 def test_close_returns_may_be_switched_off(
-    pool: Any, available: Callable[..., None], log: Any
+    pool: Any, available: Callable[..., None], eventually: Callable[..., Any], log: Any
 ) -> None:
     conn = pool.getconn()
     pool.close_returns = False
     conn.close()
     assert conn.closed
+    eventually(lambda: pool.snapshot().counts["in_use"] == 0)
     pool.putconn(conn)
     available(pool, 1)
     assert log.kinds() == {"discarding closed": 1}
