@@ -3,7 +3,8 @@
 Importing it pulls in psycopg and the core, nothing else.
 """
 
-from . import base as base  # programs look for `psycopg_pool.base`
+from . import abc as abc  # programs look for these two as `psycopg_pool.abc`, `.base`
+from . import base as base
 from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests
 from .null_pool import NullConnectionPool
 from .null_pool_async import AsyncNullConnectionPool

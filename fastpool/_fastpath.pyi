@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._core import SlotTable
-from .abc import Role
+from .annotations import Role
 
 logger: logging.Logger
 

@@ -235,7 +235,7 @@ cdef object stand_in_line(FastPath pool, timeout):
             if table.has_room():        # since the look above: a connect was given up
                 pool._connector.grow()
             if waiter.is_suspect:
-                pool._suspect_deadlock(waiter, seconds)
+                pool._deadlocks.suspect(waiter, seconds)
             conn = table.wait(waiter, seconds)
             if conn is None:
                 pool._refuse_waiter(waiter, seconds)

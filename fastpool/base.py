@@ -21,19 +21,18 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from . import deadlock, forks, parameters, stacks
+from . import forks, parameters, stacks
 from ._core import COUNT_LOST, Gauge, SlotTable, Waiter, skip_frames_of
 from ._fastpath import FastPath, logger
-from .abc import Role
+from .annotations import Role
 from .errors import PoolClosed
 from .redaction import Redactor, hide
 from .snapshot import Snapshot, place, take
 
 if TYPE_CHECKING:
-    from . import leaks
-    from .connector import Connector
     from .guard import Guard
     from .notices import Watch
+    from .parts import Connects, Detects, Watches
 
 # A program calls the pool through these modules' functions, and at times through contextlib's.
 skip_frames_of(globals())
@@ -149,6 +148,11 @@ class BasePool(FastPath):
     _KEEPS_IDLE: ClassVar[bool] = True
     _num_pool: ClassVar[int] = 0
 
+    # See the module parts.
+    _connector: Connects
+    _deadlocks: Detects
+    _watchman: Watches
+
     def __init__(
         self,
         conninfo: Any,
@@ -237,8 +241,6 @@ class BasePool(FastPath):
         self._warns: Warning | None = None
         # In a forked child: open since before the fork, to be opened there when it is used.
         self._was_open = False
-        self._connector: Connector
-        self._watchman: leaks.Watchman
         self._begin()
         forks.register(self)
 
@@ -254,11 +256,6 @@ class BasePool(FastPath):
         # The text only: an exception holds the frames it went through, and those the pool.
         self._last_error: str | None = None
         self._shrink_timer: Timer | None = None
-        # What those in a deadlock are told: text and notes.
-        self._deadlock: tuple[str, list[str]] = ("", [])
-        self._suspicion = Gauge()
-        # The lendings of the last look that proved nothing, and when to look again (s).
-        self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
         # Until when (seconds) a change of one session's role is no reason to replace all.
         self._renewed_until = -math.inf
 
@@ -540,22 +537,12 @@ class BasePool(FastPath):
     def _renewal_job(self) -> Coroutine[Any, Any, None]:
         raise NotImplementedError
 
-    def _suspect_deadlock(self, waiter: Waiter, timeout: float) -> None:
-        deadlock.suspect(self, waiter, timeout)
-
-    def _look_for_deadlock(self) -> None:
-        self._suspicion.leave()
-        deadlock.look(self)
-
-    def _look_again_for_deadlock(self) -> None:
-        deadlock.look(self, again=True)
-
     def _plan_look(self) -> None:
         self._later(self._watchman.period, self._look)
 
     def _look(self) -> None:
         if not self._closed:
-            self._watchman.look(self)
+            self._watchman.look()
             self._plan_look()
 
     # --- what the shells define, sync or async: called through _call() ------------------------

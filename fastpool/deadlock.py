@@ -25,6 +25,7 @@ import asyncio
 import gc
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from contextvars import Context
@@ -40,15 +41,13 @@ from types import (
     ModuleType,
     TracebackType,
 )
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import stacks
-from ._core import Entry, Waiter
+from ._core import Entry, Gauge, Waiter
 from ._stacks import frame_ids
+from .base import BasePool
 from .snapshot import place
-
-if TYPE_CHECKING:
-    from .base import BasePool
 
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 # What a stack may hold out of sight: exits of `with` statements, arguments and functions of calls,
@@ -80,33 +79,53 @@ SHORT = 0.5
 DELAY = 0.2
 
 
-def suspect(pool: BasePool, waiter: Waiter, timeout: float) -> None:
-    """Have a look taken soon: *waiter*, which has queued for *timeout* seconds, holds a connection
-    of the pool itself. Never blocks."""
-    patched = waiter.gate is not None and pool._OWNERS_ARE == "thread"
-    if waiter.is_suspect and timeout > SHORT and not patched and pool._suspicion.enter():
-        pool._later(DELAY, pool._look_for_deadlock)
+class Detector:
+    """Finds out the deadlocks of one pool. Thread-safe."""
 
+    def __init__(self, pool: BasePool) -> None:
+        self._pool_ref = weakref.ref(pool)
+        self._suspicion = Gauge()
+        # The lendings of the last look that proved nothing, and when to look again (s).
+        self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
+        # What those in the last deadlock are told: the text of the exception, and its notes.
+        self.verdict: tuple[str, list[str]] = ("", [])
 
-def look(pool: BasePool, again: bool = False) -> None:
-    """If there is a deadlock, fail all those in it: each waiter is settled, with `is_deadlocked`.
-    In the housekeeper's thread, or the event loop's. *again*: nothing was proved the last time."""
-    before, delay = pool._doubt
-    held = pool._table.deadlock_suspects()
-    if held is None or (again and held != before):
-        return
-    if _is_proved(pool, held):
-        # What is garbage has no way to it either, and comes back by itself.
-        gc.collect()
-        if _is_proved(pool, held):
-            pool._deadlock = _describe(pool, held)
-            pool._table.break_deadlock(held)
+    def suspect(self, waiter: Waiter, timeout: float) -> None:
+        """Have a look taken soon if *waiter*, which has queued for *timeout* seconds, holds a
+        connection of the pool itself. Never blocks."""
+        pool = self._pool_ref()
+        if pool is None or not waiter.is_suspect or timeout <= SHORT:
             return
-    # What stood in the way may pass: a thread that had a reference for a moment, what a stack had
-    # left behind. As long as the same lendings stand, ever more seldom.
-    delay = 2.0 * (delay if again else DELAY)
-    pool._doubt = held, delay
-    pool._later(delay, pool._look_again_for_deadlock)
+        patched = waiter.gate is not None and pool._OWNERS_ARE == "thread"
+        if not patched and self._suspicion.enter():
+            pool._later(DELAY, self._look_first)
+
+    def _look_first(self) -> None:
+        self._suspicion.leave()
+        self._look(None, DELAY)
+
+    def _look_again(self) -> None:
+        self._look(*self._doubt)
+
+    def _look(self, before: list[tuple[int, int, int]] | None, delay: float) -> None:
+        """If there is a deadlock, fail all those in it: each waiter is settled, `is_deadlocked`. In
+        the housekeeper's thread, or the event loop's. *before*: what the last look, *delay* seconds
+        ago, proved nothing of; None for the first one."""
+        pool = self._pool_ref()
+        held = None if pool is None else pool._table.deadlock_suspects()
+        if pool is None or held is None or (before is not None and held != before):
+            return
+        if _is_proved(pool, held):
+            # What is garbage has no way to it either, and comes back by itself.
+            gc.collect()
+            if _is_proved(pool, held):
+                self.verdict = _describe(pool, held)
+                pool._table.break_deadlock(held)
+                return
+        # What stood in the way may pass: a thread that had a reference for a moment, what a stack
+        # had left behind. As long as the same lendings stand, ever more seldom.
+        self._doubt = held, 2.0 * delay
+        pool._later(2.0 * delay, self._look_again)
 
 
 # --- proof --------------------------------------------------------------------------------------

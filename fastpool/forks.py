@@ -25,20 +25,28 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from . import housekeeper
+from ._core import SlotTable
 
-if TYPE_CHECKING:
-    from .base import BasePool
+
+class Inherited(Protocol):
+    """A pool, as it is seen here."""
+
+    @property
+    def _table(self) -> SlotTable: ...
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew."""
+
 
 # The living pools, each under a number of its own. A plain dictionary: adding, removing and
 # copying are one step each, also for a finalizer, and for a child that is forked in between.
-_pools: dict[int, weakref.ref[BasePool]] = {}
+_pools: dict[int, weakref.ref[Inherited]] = {}
 _numbers = itertools.count()
 
 
-def register(pool: BasePool) -> None:
+def register(pool: Inherited) -> None:
     """Have *pool* made anew in forked children. Thread-safe. It is held weakly."""
     number = next(_numbers)
     # pop(number, reference): the second is what it returns when there is none.

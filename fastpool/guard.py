@@ -17,15 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from psycopg.errors import ConnectionTimeout
 
 from . import housekeeper
 from ._core import Gauge
-
-if TYPE_CHECKING:
-    from .base import BasePool
 
 # What one round trip may take that the pool makes on its own account: a rollback, a check (s).
 ROUND_TRIP = 5.0
@@ -33,11 +30,6 @@ ROUND_TRIP = 5.0
 LEAST = 0.03
 # How long after its socket was shut down a task still may take (s), before it is cancelled.
 GRACE = 0.01
-
-
-def callback_limit(pool: BasePool) -> float:
-    """What a callback may take that nobody waits for (s): reset, or configure in a worker."""
-    return max(ROUND_TRIP, pool.timeout)
 
 
 class Overdue(ConnectionTimeout):
@@ -208,8 +200,22 @@ def shut_down(pgconn: Any) -> None:
         _shut_down(descriptor, _identity(descriptor))
 
 
+class Caller(Protocol):
+    """A pool, as it is seen here."""
+
+    timeout: float
+
+    def _guard(self, conn: Any, seconds: float) -> Guard: ...
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any: ...
+
+
+def callback_limit(pool: Caller) -> float:
+    """What a callback may take that nobody waits for (s): reset, or configure in a worker."""
+    return max(ROUND_TRIP, pool.timeout)
+
+
 async def call(
-    pool: BasePool, conn: Any, seconds: float, function: Callable[..., Any], *args: Any
+    pool: Caller, conn: Any, seconds: float, function: Callable[..., Any], *args: Any
 ) -> Any:
     """Call *function*, which talks to the server over *conn*, and return what it returns.
 

@@ -14,15 +14,12 @@ the new one's until that ends.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from . import guard
 from ._core import STATES
-from .base import logger
+from .base import BasePool, logger
 from .snapshot import place
-
-if TYPE_CHECKING:
-    from .base import BasePool
 
 # Seconds between two looks: at most, and at least.
 _SELDOM = 1.0
@@ -37,18 +34,25 @@ _Told: TypeAlias = dict[tuple[int, int], object]
 class Watchman:
     """Looks at one pool's leases. Thread-safe."""
 
-    def __init__(self, leak_timeout: float | None, reclaim_dead: bool) -> None:
-        self._leak_timeout = leak_timeout
-        self._reclaim = reclaim_dead
-        quarter = _SELDOM if leak_timeout is None else leak_timeout / 4
-        self.period = min(_SELDOM, max(_OFTEN, quarter))
+    def __init__(self, pool: BasePool) -> None:
+        self._pool_ref = weakref.ref(pool)
         # By slot: the lease's generation, and its borrower as it was first seen.
         self._seen: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
         self._warned: _Told = {}
         self._mourned: _Told = {}
 
-    def look(self, pool: BasePool) -> None:
+    @property
+    def period(self) -> float:
+        """Seconds between two looks."""
+        pool = self._pool_ref()
+        limit = None if pool is None else pool.leak_timeout
+        return _SELDOM if limit is None else min(_SELDOM, max(_OFTEN, limit / 4))
+
+    def look(self) -> None:
         """Warn of each lease that has become too old, or has lost its borrower; once of each."""
+        pool = self._pool_ref()
+        if pool is None:
+            return
         borrowers, names = pool._borrowers(), pool._owner_names()
         for index, row in enumerate(pool._table.survey()[2]):
             state, pid, _, held_ns, _, owner, site, generation, ended = row
@@ -63,12 +67,12 @@ class Watchman:
                 who = f"{pool._OWNERS_ARE} {names.get(owner, '?')!r}"
             what = f"connection (backend {pid}) of pool {pool.name!r}"
             lent = f"lent to {who} {held:.2f} sec ago{place(site)}"
-            limit = self._leak_timeout
+            limit = pool.leak_timeout
             if limit is not None and held > limit and _is_first(self._warned, index, generation):
                 logger.warning("%s has not been given back: %s", what, lent)
             if is_dead and _is_first(self._mourned, index, generation):
                 logger.warning("%s has outlived its borrower: %s", what, lent)
-                if self._reclaim:
+                if pool.reclaim_dead:
                     _reclaim(pool, index, generation)
 
     def _is_dead(self, index: int, generation: int, runs: bool, borrower: Any) -> bool:

@@ -26,9 +26,7 @@ from psycopg.pq import PGconn
 
 from ._blocks import Lease
 from ._core import skip_frames_of
-
-if TYPE_CHECKING:
-    from .base import BasePool
+from ._fastpath import FastPath
 
 skip_frames_of(globals())
 
@@ -148,7 +146,7 @@ class Checkout(Coroutine[Any, Any, T_co]):
         self._lending.close()
 
 
-def lease(pool: BasePool, conn: Any) -> Any:
+def lease(pool: FastPath, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
     conn_class: Any = type(conn)
     cls = _lease_class(conn_class, conn.__class__)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from psycopg.errors import ConnectionTimeout, OperationalError, ProgrammingError
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from . import deadlock, guard, parameters, roles, stacks
+from . import guard, parameters, roles, stacks
 from ._blocks import Lease
 from ._core import (
     COUNT_LOST,
@@ -140,7 +140,7 @@ async def _acquire(
         conn = _enqueue(pool, waiter)
         if conn is None:
             pool._connector.grow()
-            deadlock.suspect(pool, waiter, timeout)
+            pool._deadlocks.suspect(waiter, timeout)
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
                 refuse_waiter(pool, waiter, timeout, failed)
@@ -220,7 +220,7 @@ def refuse_waiter(
     if waiter.was_shut:
         raise PoolClosed(f"the pool {pool.name!r} is closed")
     if waiter.is_deadlocked:
-        text, notes = pool._deadlock
+        text, notes = pool._deadlocks.verdict
         error = PoolDeadlock(text)
         error.__notes__ = notes
         raise error
@@ -242,7 +242,7 @@ def _timeout_error(
         key=lambda slot: -slot.time_in_state,
     )
     if any(slot.owner_has_ended for slot in held):
-        pool._watchman.look(pool)
+        pool._watchman.look()
     if held:
         kind = pool._OWNERS_ARE
         names = ", ".join(_holder(slot, kind) for slot in held[:_HOLDERS_NAMED])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .abc import CT
+from .annotations import CT
 from .null_base import BaseNullPool, with_defaults
 from .pool import ConnectionPool
 

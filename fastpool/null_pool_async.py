@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .abc import ACT
+from .annotations import ACT
 from .null_base import BaseNullPool, with_defaults
 from .pool_async import AsyncConnectionPool
 

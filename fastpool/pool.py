@@ -21,9 +21,8 @@ from psycopg import Connection
 
 from . import _calls, dialing, housekeeper, leases, lending, upkeep
 from ._core import Waiter, skip_frames_of
-from .abc import (
+from .annotations import (
     CT,
-    ConnectFailedCB,
     ConnectionCB,
     ConnectionContext,
     ConninfoParam,
@@ -32,7 +31,7 @@ from .abc import (
     Role,
 )
 from .base import BasePool, Job, Timer, now, run
-from .connector import Connector, open_connection
+from .connector import open_connection
 from .guard import Guard, ThreadGuard
 from .notices import Watch
 from .workers import Workers
@@ -44,6 +43,8 @@ else:
 
 
 skip_frames_of(globals())
+
+ConnectFailedCB = Callable[["ConnectionPool[Any]"], None]
 
 _IMPLICIT_OPEN = (
     "the default for the {} 'open' parameter will become 'False' in a future release. Please say"
@@ -169,7 +170,7 @@ class ConnectionPool(Generic[CT], BasePool):
 
     def _begin(self) -> None:
         super()._begin()
-        self._connector = Connector(self)
+        upkeep.equip(self)
         self._workers = Workers(self.name)
 
     def _reopen(self) -> None:

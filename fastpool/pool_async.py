@@ -15,7 +15,7 @@ import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -27,9 +27,8 @@ from psycopg import AsyncConnection
 from . import _calls, dialing, leases, lending, stacks, upkeep
 from ._core import Gauge, Waiter, skip_frames_of
 from ._fastpath import current_task
-from .abc import (
+from .annotations import (
     ACT,
-    AsyncConnectFailedCB,
     AsyncConnectionCB,
     AsyncConnectionContext,
     AsyncConninfoParam,
@@ -38,7 +37,7 @@ from .abc import (
     Role,
 )
 from .base import BasePool, Job, Timer
-from .connector import Connector, open_connection
+from .connector import open_connection
 from .guard import Guard, TaskGuard
 from .notices import Watch
 from .tasks import FOREVER, Tasks
@@ -50,6 +49,11 @@ else:
 
 
 skip_frames_of(globals())
+
+AsyncConnectFailedCB = (
+    Callable[["AsyncConnectionPool[Any]"], None]
+    | Callable[["AsyncConnectionPool[Any]"], Awaitable[None]]
+)
 
 # It begins as psycopg_pool's does: programs filter it by that.
 _OPEN_IN_CONSTRUCTOR = (
@@ -145,7 +149,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
     def _begin(self) -> None:
         super()._begin()
-        self._connector = Connector(self)
+        upkeep.equip(self)
 
     def _reopen(self) -> None:
         """Nothing: where the pool was open already nobody comes that far."""

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import OperationalError, ProgrammingError
 
-from .base import logger, now
-
-if TYPE_CHECKING:
-    from .base import BasePool
+from .base import BasePool, logger, now
 
 _REPORTED = (b"in_hot_standby", b"default_transaction_read_only")
 

@@ -7,22 +7,27 @@ meanwhile. Refuses: decisions about a single lending, which are lending's.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
-from . import guard, leaks, notices, parameters, roles
+from . import guard, notices, parameters, roles
 from ._core import COUNT_LOST
-from .base import logger
+from .base import BasePool, logger
+from .connector import Connector
+from .deadlock import Detector
 from .errors import PoolClosed, PoolTimeout
+from .leaks import Watchman
 from .lending import bury, close_idle, discard, restore
 
-if TYPE_CHECKING:
-    from .base import BasePool
+
+def equip(pool: BasePool) -> None:
+    """Make the parts of a pool: of a new one, or in a forked child."""
+    pool._connector = Connector(pool)
+    pool._deadlocks = Detector(pool)
+    pool._watchman = Watchman(pool)
 
 
 def start(pool: BasePool) -> None:
     """Open the pool: have the connections made that it owes."""
     if pool._begin_open():
-        pool._watchman = leaks.Watchman(pool.leak_timeout, pool.reclaim_dead)
         if not notices.can_watch():
             pool._look_first()
         for debt in pool._table.owed():

@@ -288,9 +288,9 @@ def test_the_design_names_every_part_of_the_package() -> None:
 
 
 def imported(source: Path) -> set[str]:
-    """Return what a file of the package imports of the package as it is imported itself."""
+    """Return what a file of the package imports of the package: at once, later, or for types."""
     found: set[str] = set()
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             found |= {node.module} if node.module else {each.name for each in node.names}
     return found

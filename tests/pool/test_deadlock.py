@@ -265,7 +265,7 @@ def test_what_stands_in_the_way_of_the_proof_may_pass(
 ) -> None:
     def borrow_a_look(conns: list[Any]) -> int:
         conn = conns.pop()
-        eventually(lambda: pool._doubt[0] is not None)
+        eventually(lambda: pool._deadlocks._doubt[0] is not None)
         return int(conn.pgconn.backend_pid)
 
     pool = new_pool()

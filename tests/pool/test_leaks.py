@@ -51,7 +51,7 @@ def test_a_short_lease_is_not_warned_of(
     pool = new_pool(leak_timeout=0.2)
     looks = []
     look = pool._watchman.look
-    pool._watchman.look = lambda pool: (look(pool), looks.append(1))
+    pool._watchman.look = lambda: (look(), looks.append(1))
     for _ in range(20):
         with pool.connection():
             threading.Event().wait(0.02)
@@ -210,12 +210,12 @@ def test_another_thread_under_the_same_ident_is_another_thread(
     """The first look finds the thread; at the second another one has its ident."""
     pool = new_pool(leak_timeout=100.0, reclaim_dead=True)
     conn = pool.getconn()
-    pool._watchman.look(pool)
+    pool._watchman.look()
     assert pool.snapshot().counts["in_use"] == 1
     stranger = threading.Thread()
     borrowers = {**pool._borrowers(), threading.get_ident(): stranger}
     monkeypatch.setattr(pool, "_borrowers", lambda: borrowers, raising=False)
-    pool._watchman.look(pool)
+    pool._watchman.look()
     available(pool, 1)
     pool.putconn(conn)
 
