@@ -15,8 +15,8 @@ statement, the arguments of a call. Of other threads these are searched for what
 ways. For the rest, a reference that nobody is seen to hold is a stack's that waits if it is found
 there, or if such things are so held as a rule; a list or an object of the program's is not.
 
-On a build without a GIL another thread's variables can't be read, and under gevent all greenlets
-have one thread's ident: there no look at threads is taken.
+On a build without a GIL another thread's variables can't be read: there it is certain only when no
+other thread runs at all. Under gevent all greenlets have one thread's ident: no look is taken.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from typing import Any
 from . import stacks
 from ._core import Entry, Gauge, Waiter
 from ._stacks import frame_ids
-from .base import BasePool
+from .base import BasePool, now
 from .snapshot import place
 
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
@@ -71,12 +71,13 @@ _HOLDS_MANAGERS = sys.version_info >= (3, 14)
 _MANY = 1000
 
 # A wait of at most so many seconds is no deadlock: it ends soon, and what is held comes back. To
-# try for a moment is also how programs ask whether anything is free. And among a million objects a
-# look takes a third of a second of the GIL, so a wait that is shorter would end no sooner.
-SHORT = 0.5
-
+# try for a moment is also how programs ask whether anything is free.
+SHORT = 0.25
 # How long a suspicion must have stood (seconds). What is on its way to somebody arrives meanwhile.
-DELAY = 0.2
+DELAY = 0.05
+# Among a million objects a look takes a third of a second of the GIL. After one that proves nothing
+# comes a rest of so many times what it took.
+REST = 20.0
 
 
 class Detector:
@@ -85,6 +86,7 @@ class Detector:
     def __init__(self, pool: BasePool) -> None:
         self._pool_ref = weakref.ref(pool)
         self._suspicion = Gauge()
+        self._rests_until = 0.0
         # The lendings of the last look that proved nothing, and when to look again (s).
         self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
         # What those in the last deadlock are told: the text of the exception, and its notes.
@@ -98,7 +100,7 @@ class Detector:
             return
         patched = waiter.gate is not None and pool._OWNERS_ARE == "thread"
         if not patched and self._suspicion.enter():
-            pool._later(DELAY, self._look_first)
+            pool._later(max(DELAY, self._rests_until - now()), self._look_first)
 
     def _look_first(self) -> None:
         self._suspicion.leave()
@@ -111,6 +113,7 @@ class Detector:
         """If there is a deadlock, fail all those in it: each waiter is settled, `is_deadlocked`. In
         the housekeeper's thread, or the event loop's. *before*: what the last look, *delay* seconds
         ago, proved nothing of; None for the first one."""
+        began = now()
         pool = self._pool_ref()
         held = None if pool is None else pool._table.deadlock_suspects()
         if pool is None or held is None or (before is not None and held != before):
@@ -124,15 +127,20 @@ class Detector:
                 return
         # What stood in the way may pass: a thread that had a reference for a moment, what a stack
         # had left behind. As long as the same lendings stand, ever more seldom.
-        self._doubt = held, 2.0 * delay
-        pool._later(2.0 * delay, self._look_again)
+        rest = REST * (now() - began)
+        self._rests_until = now() + rest
+        self._doubt = held, max(2.0 * delay, rest)
+        pool._later(self._doubt[1], self._look_again)
 
 
 # --- proof --------------------------------------------------------------------------------------
 
 
 def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
-    owners, running = {owner for _, _, owner in held}, pool._stacks()
+    owners = {owner for _, _, owner in held}
+    if pool._OWNERS_ARE == "thread" and not stacks.HAS_GIL:
+        return sys._current_frames().keys() - owners <= {threading.get_ident()}
+    running = pool._stacks()
     try:
         sessions = pool._table.sessions(held)
         if sessions is None or not owners <= running.keys():

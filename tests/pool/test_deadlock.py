@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 import fastpool
+from fastpool import deadlock
 
 # Far longer than a deadlock takes to be found out.
 LONG = 20.0
@@ -274,6 +275,50 @@ def test_what_stands_in_the_way_of_the_proof_may_pass(
         with pytest.raises(fastpool.PoolDeadlock):
             pool.getconn(timeout=LONG)
         assert call.result() == conn.pgconn.backend_pid
+
+
+class SuspiciousPool:
+    """In which the same lending always looks like a deadlock, and nothing happens later."""
+
+    _OWNERS_ARE = "thread"
+
+    def __init__(self) -> None:
+        self._table = self
+        self.planned: list[tuple[str, float]] = []
+
+    def deadlock_suspects(self) -> list[tuple[int, int, int]]:
+        return [(0, 1, 7)]
+
+    def _later(self, delay: float, method: Any) -> None:
+        self.planned.append((method.__name__, round(delay, 3)))
+
+
+class Suspect:
+    """A waiter that holds a connection."""
+
+    is_suspect = True
+    gate = None
+
+
+def test_looks_that_prove_nothing_take_a_twentieth_of_the_time_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+
+    def look_in_vain(*_: Any) -> bool:
+        clock[0] += 0.3
+        return False
+
+    monkeypatch.setattr(deadlock, "now", lambda: clock[0])
+    monkeypatch.setattr(deadlock, "_is_proved", look_in_vain)
+    pool: Any = SuspiciousPool()
+    waiter: Any = Suspect()
+    detector = deadlock.Detector(pool)
+    detector.suspect(waiter, LONG)
+    detector._look_first()
+    clock[0] += 2.0
+    detector.suspect(waiter, LONG)
+    assert pool.planned == [("_look_first", 0.05), ("_look_again", 6.0), ("_look_first", 4.0)]
 
 
 @at_once
@@ -578,22 +623,6 @@ def test_a_null_pool_at_its_maximum_can_be_deadlocked(dsn: str) -> None:
                 pool.getconn(timeout=LONG)
         with pool.connection(timeout=LONG):
             pass
-
-
-SCRIPT = """
-import sys, fastpool
-with fastpool.ConnectionPool(sys.argv[1], min_size=1, open=False) as pool:
-    with pool.connection() as conn:
-        try:
-            pool.getconn(timeout=5.0)
-        except fastpool.PoolTimeout as error:
-            print(type(error).__name__)
-"""
-
-
-def test_a_script_of_one_thread_is_found_out(script: Callable[..., Any], dsn: str) -> None:
-    done = script(SCRIPT, dsn)
-    assert (done.stdout, done.stderr) == ("PoolDeadlock\n", "")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
