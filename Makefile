@@ -3,7 +3,7 @@
 # ships. A stamp in $(VENV) remembers each step; nothing is built again until a source changes.
 
 PYTHON = python3
-PYTHONS = 3.10 3.11 3.12 3.13 3.13t 3.14 3.14t
+PYTHONS = 3.10 3.11 3.12 3.13 3.13t 3.14 3.14t 3.15
 VENV = .venv
 STRESS_SECONDS ?= 60
 # Tests wait more than they work.

@@ -205,6 +205,12 @@ cdef class PoolCoroutine:
         return self.inner is not None and not self.inner.cr_running
 
     @property
+    def cr_state(self):             # what inspect.getcoroutinestate() asks for since Python 3.15
+        if self.progress == HANDED_ON:
+            return "CORO_RUNNING" if self.cr_running else "CORO_SUSPENDED"
+        return "CORO_CREATED" if self.progress == NEW else "CORO_CLOSED"
+
+    @property
     def cr_origin(self):
         return None
 

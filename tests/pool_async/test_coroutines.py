@@ -32,6 +32,21 @@ async def test_a_call_is_a_coroutine_by_every_test(open_pool):
     await pool.putconn(await call)
 
 
+async def test_a_call_knows_its_state(open_pool):
+    pool = await open_pool()
+    states = []
+    conn = await pool.getconn()
+    call = pool.getconn()
+    states.append(call.cr_state)
+    waiting = asyncio.ensure_future(call)
+    await asyncio.sleep(0)
+    states.append(call.cr_state)
+    await pool.putconn(conn)
+    await pool.putconn(await waiting)
+    states.append(call.cr_state)
+    assert states == [inspect.CORO_CREATED, inspect.CORO_SUSPENDED, inspect.CORO_CLOSED]
+
+
 async def test_the_methods_are_coroutine_functions(open_pool):
     pool = await open_pool()
     for method in (pool.getconn, pool.putconn, type(pool).getconn, type(pool).putconn):
