@@ -25,7 +25,15 @@ ROOT = Path(__file__).parent.parent
 STORE = ROOT / "docs" / "versions.json"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tested: written by make test-versions -->\n", "<!-- end of tested -->"
-SUITE = ("core", "contract", "contract_async", "contract_null", "pool", "pool_async")
+SUITE = (
+    "core",
+    "contract",
+    "contract_async",
+    "contract_both",
+    "contract_null",
+    "pool",
+    "pool_async",
+)
 # Each version at least once, the oldest together, the newest together. psycopg 3.2.0 has no
 # binary package for Python 3.13, nor any psycopg for a free-threaded one.
 ROWS = (

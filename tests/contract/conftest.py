@@ -1,8 +1,9 @@
 """What the contract tests share: the two implementations, and ways to put a pool into a state.
 
 Every test in this directory runs once on psycopg_pool and once on fastpool, so the contract is
-checked and not only believed. What the three suites of the contract have in common is in
-tests/shared. Owns no assertion about a pool.
+checked and not only believed. The pools are those for threads; what is the same in words for tasks
+is in tests/contract_both. What the four suites of the contract have in common is in tests/shared.
+Owns no assertion about a pool.
 """
 
 from __future__ import annotations

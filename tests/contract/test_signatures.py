@@ -1,8 +1,8 @@
 """Every public method takes what psycopg_pool's takes: compared with psycopg_pool itself.
 
-test_surface.py says in words what the signatures are, on both. Here the four classes of the one are
-held against those of the other, so that nothing is left out. More parameters may follow: keyword-
-only ones with a default, for those disturb no caller.
+tests/contract_both/test_surface.py says in words what the signatures are, on both. Here the four
+classes of the one are held against those of the other, so that nothing is left out. More parameters
+may follow: keyword-only ones with a default, for those disturb no caller.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The twin of tests/contract: every test runs once on psycopg_pool and once on fastpool. What is the
 same for both kinds of pool is said here about tasks instead of threads; what is the same in words
-too is in tests/shared. Owns no assertion about a pool.
+too is in tests/contract_both, and what they have in common in tests/shared. Owns no assertion about
+a pool.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -20,9 +20,11 @@ from shared.contract import base as base
 from shared.contract import impl as impl
 from shared.contract import log as log
 from shared.contract import quick_backoff as quick_backoff
+from shared.kinds import building
 from shared.sessions import admin as admin
 from shared.sessions import end_session as end_session
 from shared.sessions import pid as pid
+from shared.tasks import anyio_backend as anyio_backend
 from shared.tasks import break_connection as break_connection
 from shared.tasks import eventually as eventually
 from shared.tasks import spawn as spawn
@@ -30,43 +32,13 @@ from shared.tasks import wait_until
 from shared.tasks import works as works
 
 
-@pytest.fixture(scope="session")
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Run the tests in asyncio's own event loop, a new one for each test."""
-    return ("asyncio", {})
-
-
-def others() -> set[asyncio.Task[Any]]:
-    """The tasks that are not the test runner's, which has new ones for each fixture and test."""
-    return {
-        task
-        for task in asyncio.all_tasks()
-        if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
-    }
-
-
 @pytest.fixture
 async def new_pool(
     anyio_backend: object, impl: ModuleType, dsn: str
 ) -> AsyncIterator[Callable[..., Any]]:
-    """Build pools that are not open, of one connection unless told; close them at the end.
-
-    Their tasks have ended too when the test has, for one that lingers would log into the next.
-    """
-    pools: list[Any] = []
-    before = others()
-
-    def build(conninfo: Any = dsn, *, cls: Any = None, **options: Any) -> Any:
-        options = {"min_size": 1, "open": False, "name": "p", **options}
-        pool = (cls or impl.AsyncConnectionPool)(conninfo, **options)
-        pools.append(pool)
-        return pool
-
-    yield build
-    for pool in pools:
-        await pool.close(timeout=1.0)
-    with suppress(AssertionError):
-        await wait_until(lambda: others() <= before, timeout=2.0)
+    """Build pools that are not open, of one connection unless told; close them at the end."""
+    async with building(impl.AsyncConnectionPool, dsn, min_size=1) as build:
+        yield build
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ for threads and with the one for tasks. The tests are coroutines: `do` calls eit
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import ModuleType
 from typing import Any, Protocol
@@ -22,23 +21,15 @@ from shared.contract import base as base
 from shared.contract import impl as impl
 from shared.contract import log as log
 from shared.contract import quick_backoff as quick_backoff
+from shared.kinds import building
+from shared.kinds import kind as kind
+from shared.network import network as network
 from shared.sessions import admin as admin
 from shared.sessions import end_session as end_session
 from shared.sessions import pid as pid
-from shared.tasks import POLL, wait_until
+from shared.tasks import anyio_backend as anyio_backend
 from shared.tasks import eventually as eventually
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Run the tests in asyncio's own event loop, a new one for each test."""
-    return ("asyncio", {})
-
-
-@pytest.fixture(params=["threads", "tasks"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """Who uses the pool: "threads" or "tasks"."""
-    return str(request.param)
+from shared.tasks import wait_until
 
 
 @pytest.fixture
@@ -156,44 +147,14 @@ async def spawn(anyio_backend: object, kind: str) -> AsyncIterator[Callable[...,
 # --- pools ------------------------------------------------------------------------------------
 
 
-def others() -> set[Any]:
-    """The threads, and the tasks that are not the test runner's own."""
-    return {
-        *threading.enumerate(),
-        *(
-            task
-            for task in asyncio.all_tasks()
-            if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
-        ),
-    }
-
-
 @pytest.fixture
-async def new_pool(
-    spawn: object, pool_class: Any, dsn: str
-) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+async def new_pool(spawn: object, pool_class: Any, dsn: str) -> AsyncIterator[Callable[..., Any]]:
     """Build null pools that are not open, of one connection at most unless told.
 
-    All are closed at the end, which ends the calls that still wait. Their threads and tasks have
-    ended too by then, for one that lingers would log into the next test.
+    All are closed at the end, which ends the calls that still wait.
     """
-    pools: list[Any] = []
-    before = others()
-
-    def ended() -> bool:
-        left = others() - before
-        return all(getattr(one, "name", "") == "fastpool-housekeeper" for one in left)
-
-    def build(conninfo: Any = dsn, *, cls: Any = pool_class, **options: Any) -> Any:
-        pool = cls(conninfo, **{"max_size": 1, "open": False, "name": "p", **options})
-        pools.append(pool)
-        return pool
-
-    yield build
-    for pool in pools:
-        await done(pool.close(timeout=1.0))
-    with suppress(AssertionError):
-        await wait_until(ended, timeout=2.0)
+    async with building(pool_class, dsn, max_size=1) as build:
+        yield build
 
 
 @pytest.fixture
@@ -226,91 +187,6 @@ def waiter(
 
 
 # --- connections ------------------------------------------------------------------------------
-
-
-class Network:
-    """What happens between a pool and its server: connects pass, fail, or wait at a gate."""
-
-    def __init__(self, kind: str) -> None:
-        self._lock = threading.Lock()
-        self._gate = threading.Event()
-        self._gate.set()
-        self.error: BaseException | None = None
-        self.attempts: list[dict[str, Any]] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
-        self.connection_class = self._for_threads() if kind == "threads" else self._for_tasks()
-
-    def _for_threads(self) -> Any:
-        network = self
-
-        class Connection(psycopg.Connection[Any]):
-            @classmethod
-            def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-                network._enter(kwargs)
-                try:
-                    network._gate.wait(20.0)
-                    network._pass()
-                    return super().connect(conninfo, **kwargs)
-                finally:
-                    network._leave()
-
-        return Connection
-
-    def _for_tasks(self) -> Any:
-        network = self
-
-        class Connection(psycopg.AsyncConnection[Any]):
-            @classmethod
-            async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-                network._enter(kwargs)
-                try:
-                    while not network._gate.is_set():
-                        await asyncio.sleep(POLL)
-                    network._pass()
-                    return await super().connect(conninfo, **kwargs)
-                finally:
-                    network._leave()
-
-        return Connection
-
-    def _enter(self, kwargs: dict[str, Any]) -> None:
-        with self._lock:
-            self.attempts.append(kwargs)
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-
-    def _pass(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def _leave(self) -> None:
-        with self._lock:
-            self.in_flight -= 1
-
-    def down(self, error: BaseException | None = None) -> None:
-        """Let every connect fail from now on."""
-        self.error = error or psycopg.OperationalError("the network is down")
-
-    def up(self) -> None:
-        """Let connects pass."""
-        self.error = None
-
-    def hold(self) -> None:
-        """Let every connect wait until release()."""
-        self._gate.clear()
-
-    def release(self) -> None:
-        """Open the gate."""
-        self._gate.set()
-
-
-@pytest.fixture
-def network(new_pool: object, kind: str) -> Iterator[Network]:
-    """A Network; pass its `connection_class` to a pool. Open again before the pools close."""
-    network = Network(kind)
-    yield network
-    network.release()
 
 
 @pytest.fixture

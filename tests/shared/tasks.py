@@ -14,6 +14,21 @@ import pytest
 POLL = 0.005
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Run the tests in asyncio's own event loop, a new one for each test."""
+    return ("asyncio", {})
+
+
+def others() -> set[asyncio.Task[Any]]:
+    """The tasks that are not the test runner's, which has new ones for each fixture and test."""
+    return {
+        task
+        for task in asyncio.all_tasks()
+        if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
+    }
+
+
 async def wait_until(predicate: Callable[[], Any], timeout: float = 5.0, what: str = "") -> Any:
     """Let the loop run until *predicate* returns something true, and return it."""
     deadline = time.monotonic() + timeout

@@ -16,12 +16,7 @@ import psycopg
 import pytest
 from shared.both import done, scalar
 from shared.contract import IMPLEMENTATIONS, implementation
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Run the tests in asyncio's event loop, a new one for each test."""
-    return "asyncio"
+from shared.tasks import anyio_backend as anyio_backend
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

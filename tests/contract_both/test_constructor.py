@@ -1,11 +1,12 @@
 """Parameters: their defaults, what is refused, what is readable afterwards."""
 
-import threading
+import asyncio
 
-import psycopg
 import pytest
+from driver import VERSION
+from shared.kinds import others
 
-PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
@@ -29,13 +30,13 @@ def test_sizes_are_looked_at_before_workers(new_pool):
         new_pool(min_size=-1, num_workers=0)
 
 
-def test_only_conninfo_may_be_positional(impl, dsn):
+def test_only_conninfo_may_be_positional(pool_class, connection_class, dsn):
     with pytest.raises(TypeError):
-        impl.ConnectionPool(dsn, psycopg.Connection, open=False)
+        pool_class(dsn, connection_class, open=False)
 
 
-def test_conninfo_may_be_a_keyword(impl, dsn):
-    assert impl.ConnectionPool(conninfo=dsn, open=False).conninfo == dsn
+def test_conninfo_may_be_a_keyword(pool_class, dsn):
+    assert pool_class(conninfo=dsn, open=False).conninfo == dsn
 
 
 def test_an_unknown_parameter_is_refused(new_pool):
@@ -43,9 +44,9 @@ def test_an_unknown_parameter_is_refused(new_pool):
         new_pool(maximum_size=3)
 
 
-def test_the_defaults_can_be_read(impl):
-    pool = impl.ConnectionPool(open=False)
-    assert (pool.conninfo, pool.kwargs, pool.connection_class) == ("", None, psycopg.Connection)
+def test_the_defaults_can_be_read(pool_class, connection_class):
+    pool = pool_class(open=False)
+    assert (pool.conninfo, pool.kwargs, pool.connection_class) == ("", None, connection_class)
     assert (pool.min_size, pool.max_size) == (4, 4)
     assert (pool.timeout, pool.max_waiting) == (30.0, 0)
     assert (pool.max_lifetime, pool.max_idle) == (3600.0, 600.0)
@@ -53,9 +54,9 @@ def test_the_defaults_can_be_read(impl):
     assert pool.close_returns is False
 
 
-def test_what_was_given_can_be_read(impl, dsn):
+def test_what_was_given_can_be_read(pool_class, connection_class, dsn):
     options = {
-        "connection_class": type("Mine", (psycopg.Connection,), {}),
+        "connection_class": type("Mine", (connection_class,), {}),
         "kwargs": {"autocommit": True},
         "min_size": 1,
         "max_size": 2,
@@ -67,7 +68,7 @@ def test_what_was_given_can_be_read(impl, dsn):
         "reconnect_timeout": 7.0,
         "num_workers": 8,
     }
-    pool = impl.ConnectionPool(dsn, open=False, **options)
+    pool = pool_class(dsn, open=False, **options)
     assert {name: getattr(pool, name) for name in options} == options
 
 
@@ -115,22 +116,23 @@ def test_a_given_name_does_not_advance_the_number(new_pool):
     assert new_pool(name=None).name == f"pool-{first + 1}"
 
 
-def test_a_subclass_shares_the_numbers(impl, new_pool):
-    class Mine(impl.ConnectionPool):
+def test_a_subclass_shares_the_numbers(pool_class, new_pool):
+    class Mine(pool_class):
         pass
 
     first = int(new_pool(name=None).name.removeprefix("pool-"))
     assert new_pool(cls=Mine, name=None).name == f"pool-{first + 1}"
 
 
-def test_a_pool_that_is_not_opened_starts_nothing(new_pool, network):
-    before = set(threading.enumerate())
+async def test_a_pool_that_is_not_opened_starts_nothing(new_pool, network):
+    before = others()
     new_pool(connection_class=network.connection_class)
-    assert set(threading.enumerate()) <= before
+    await asyncio.sleep(0)
+    assert others() <= before
     assert network.attempts == []
 
 
-@pytest.mark.skipif(PSYCOPG >= (3, 3), reason="psycopg 3.3 can return connections by itself")
+@pytest.mark.skipif(VERSION >= (3, 3, 0), reason="psycopg 3.3 can return connections by itself")
 def test_an_older_psycopg_cannot_return_connections_of_a_custom_class(new_pool, network):
     with pytest.raises(TypeError):
         new_pool(connection_class=network.connection_class, close_returns=True, min_size=-1)
