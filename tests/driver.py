@@ -22,7 +22,7 @@ needs_cancellations_of_the_dead = pytest.mark.skipif(
     VERSION < (3, 3, 8), reason="this driver makes an error of a cancellation on a dead connection"
 )
 needs_close_returns = pytest.mark.skipif(
-    VERSION < (3, 3, 0), reason="close_returns with a class of one's own came with psycopg 3.3"
+    VERSION < (3, 3, 0), reason="before psycopg 3.3 the driver's close() knows nothing of pools"
 )
 needs_notifies = pytest.mark.skipif(
     VERSION < (3, 2, 4), reason="this driver's notifies() forgets what came before it"

@@ -9,18 +9,17 @@ Owns no assertion about a pool.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-import psycopg
 import pytest
 from shared.contract import base as base
 from shared.contract import impl as impl
 from shared.contract import log as log
 from shared.contract import quick_backoff as quick_backoff
+from shared.network import network as network
 from shared.sessions import admin as admin
 from shared.sessions import end_session as end_session
 from shared.sessions import pid as pid
@@ -43,6 +42,12 @@ def threads_end_with_their_test(eventually: Callable[..., Any]) -> Iterator[None
     yield
     with suppress(AssertionError):
         eventually(ended, timeout=2.0)
+
+
+@pytest.fixture
+def kind() -> str:
+    """Who uses the pool, said to what is shared."""
+    return "threads"
 
 
 @pytest.fixture
@@ -112,75 +117,3 @@ def spawn() -> Iterator[Callable[..., ThreadCall]]:
     yield start
     for call in calls:
         call.thread.join(5.0)
-
-
-class Network:
-    """What happens between a pool and its server: connects pass, fail, or wait at a gate."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._gate = threading.Event()
-        self._gate.set()
-        self.error: BaseException | None = None
-        self.attempts: list[tuple[float, tuple[Any, ...], dict[str, Any]]] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
-        network = self
-
-        class Connection(psycopg.Connection[Any]):
-            @classmethod
-            def connect(cls, *args: Any, **kwargs: Any) -> Any:
-                with network.passage(args, kwargs):
-                    return super().connect(*args, **kwargs)
-
-        self.connection_class = Connection
-
-    def passage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Passage:
-        return _Passage(self, args, kwargs)
-
-    def down(self, error: BaseException | None = None) -> None:
-        """Let every connect fail from now on."""
-        self.error = error or psycopg.OperationalError("the network is down")
-
-    def up(self) -> None:
-        """Let connects pass."""
-        self.error = None
-
-    def hold(self) -> None:
-        """Let every connect wait until release()."""
-        self._gate.clear()
-
-    def release(self) -> None:
-        """Open the gate."""
-        self._gate.set()
-
-
-class _Passage:
-    """One connect on its way; leaving it, however, ends its flight."""
-
-    def __init__(self, network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._network = network
-        self._what = (args, kwargs)
-
-    def __enter__(self) -> None:
-        network = self._network
-        with network._lock:
-            network.attempts.append((time.monotonic(), *self._what))
-            network.in_flight += 1
-            network.most_in_flight = max(network.most_in_flight, network.in_flight)
-        network._gate.wait(20.0)
-        if network.error is not None:
-            self.__exit__()
-            raise network.error
-
-    def __exit__(self, *args: object) -> None:
-        with self._network._lock:
-            self._network.in_flight -= 1
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """A Network; pass its `connection_class` to a pool. Open again before the pools close."""
-    network = Network()
-    yield network
-    network.release()

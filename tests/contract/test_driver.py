@@ -5,39 +5,8 @@ Some names that start with an underscore are here because programs in the world 
 
 import psycopg
 import pytest
-
-PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-driver_returns = pytest.mark.skipif(
-    PSYCOPG < (3, 3), reason="before psycopg 3.3 the driver's close() knows nothing of pools"
-)
-
-PROXY_OWN = {"_wrapped"}
-
-
-class Proxy:
-    """A connection as an instrumentation hands it out: it wraps the real one."""
-
-    def __init__(self, wrapped):
-        self._wrapped = wrapped
-
-    def __getattr__(self, name):
-        return getattr(self._wrapped, name)
-
-    def __setattr__(self, name, value):
-        if name in PROXY_OWN:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self._wrapped, name, value)
-
-    def __delattr__(self, name):
-        delattr(self._wrapped, name)
-
-    def __enter__(self):
-        self._wrapped.__enter__()
-        return self
-
-    def __exit__(self, *exc):
-        return self._wrapped.__exit__(*exc)
+from driver import needs_close_returns
+from shared.proxies import Proxy
 
 
 @pytest.fixture
@@ -137,7 +106,7 @@ def test_close_returns_rolls_back(open_pool, admin):
     assert admin.execute("select to_regclass('never_kept')").fetchone() == (None,)
 
 
-@driver_returns
+@needs_close_returns
 def test_close_returns_is_read_at_each_close(open_pool):
     pool = open_pool(close_returns=True)
     pool.close_returns = False
@@ -188,7 +157,7 @@ def test_the_connection_inside_a_proxy_can_be_returned_in_its_place(open_pool, p
         assert conn.execute("select 1").fetchone() == (1,)
 
 
-@driver_returns
+@needs_close_returns
 def test_closing_the_connection_inside_a_proxy_gives_it_back(open_pool, monkeypatch):
     original = psycopg.Connection.connect.__func__
     monkeypatch.setattr(

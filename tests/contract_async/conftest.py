@@ -8,19 +8,17 @@ a pool.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import ModuleType
 from typing import Any
 
-import psycopg
 import pytest
 from shared.contract import base as base
 from shared.contract import impl as impl
 from shared.contract import log as log
 from shared.contract import quick_backoff as quick_backoff
 from shared.kinds import building
+from shared.network import network as network
 from shared.sessions import admin as admin
 from shared.sessions import end_session as end_session
 from shared.sessions import pid as pid
@@ -30,6 +28,12 @@ from shared.tasks import eventually as eventually
 from shared.tasks import spawn as spawn
 from shared.tasks import wait_until
 from shared.tasks import works as works
+
+
+@pytest.fixture
+def kind() -> str:
+    """Who uses the pool, said to what is shared."""
+    return "tasks"
 
 
 @pytest.fixture
@@ -77,56 +81,3 @@ def waiting() -> Callable[..., Awaitable[None]]:
         )
 
     return wait
-
-
-class Network:
-    """What happens between a pool and its server: connects pass, fail, or wait at a gate."""
-
-    def __init__(self) -> None:
-        self._gate = asyncio.Event()
-        self._gate.set()
-        self.error: BaseException | None = None
-        self.attempts: list[tuple[float, tuple[Any, ...], dict[str, Any]]] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
-        network = self
-
-        class Connection(psycopg.AsyncConnection[Any]):
-            @classmethod
-            async def connect(cls, *args: Any, **kwargs: Any) -> Any:
-                network.attempts.append((time.monotonic(), args, kwargs))
-                network.in_flight += 1
-                network.most_in_flight = max(network.most_in_flight, network.in_flight)
-                try:
-                    await network._gate.wait()
-                    if network.error is not None:
-                        raise network.error
-                    return await super().connect(*args, **kwargs)
-                finally:
-                    network.in_flight -= 1
-
-        self.connection_class = Connection
-
-    def down(self, error: BaseException | None = None) -> None:
-        """Let every connect fail from now on."""
-        self.error = error or psycopg.OperationalError("the network is down")
-
-    def up(self) -> None:
-        """Let connects pass."""
-        self.error = None
-
-    def hold(self) -> None:
-        """Let every connect wait until release()."""
-        self._gate.clear()
-
-    def release(self) -> None:
-        """Open the gate."""
-        self._gate.set()
-
-
-@pytest.fixture
-async def network(anyio_backend: object) -> AsyncIterator[Network]:
-    """A Network; pass its `connection_class` to a pool. Open again before the pools close."""
-    network = Network()
-    yield network
-    network.release()

@@ -11,7 +11,7 @@ import pytest
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
-def of_kind(kind, function):
+def in_form(form, function):
     """Return *function* as one, as a coroutine function, or as what returns an awaitable."""
 
     async def coroutine_function(*args):
@@ -23,10 +23,10 @@ def of_kind(kind, function):
         "coroutine function": coroutine_function,
         "partial": partial(coroutine_function),
         "lambda": lambda *args: coroutine_function(*args),
-    }[kind]
+    }[form]
 
 
-KINDS = pytest.mark.parametrize("kind", ["function", "coroutine function", "partial", "lambda"])
+FORMS = pytest.mark.parametrize("form", ["function", "coroutine function", "partial", "lambda"])
 
 
 async def replace_one(pool):
@@ -58,29 +58,29 @@ async def test_kwargs_reach_the_connection(open_pool):
         assert conn.autocommit is True
 
 
-@KINDS
-async def test_a_conninfo_function_is_called_for_each_connection(open_pool, dsn, kind):
+@FORMS
+async def test_a_conninfo_function_is_called_for_each_connection(open_pool, dsn, form):
     calls = []
 
     def conninfo():
         calls.append(None)
         return dsn
 
-    pool = await open_pool(of_kind(kind, conninfo), min_size=2)
+    pool = await open_pool(in_form(form, conninfo), min_size=2)
     assert len(calls) == 2
     await replace_one(pool)
     assert len(calls) == 3
 
 
-@KINDS
-async def test_a_kwargs_function_is_called_for_each_connection(open_pool, network, kind):
+@FORMS
+async def test_a_kwargs_function_is_called_for_each_connection(open_pool, network, form):
     calls = []
 
     def kwargs():
         calls.append(None)
         return {"application_name": f"call {len(calls)}"}
 
-    pool = await open_pool(connection_class=network.connection_class, kwargs=of_kind(kind, kwargs))
+    pool = await open_pool(connection_class=network.connection_class, kwargs=in_form(form, kwargs))
     await replace_one(pool)
     assert [kwargs["application_name"] for _, _, kwargs in network.attempts] == [
         "call 1",
@@ -139,10 +139,10 @@ async def test_an_overridden_connect_method_makes_every_connection(impl, open_po
     assert len(calls) == 3
 
 
-@KINDS
-async def test_the_resolved_parameters_can_be_asked_for(new_pool, dsn, kind):
+@FORMS
+async def test_the_resolved_parameters_can_be_asked_for(new_pool, dsn, form):
     parameters = {"autocommit": True}
-    pool = new_pool(of_kind(kind, lambda: dsn), kwargs=of_kind(kind, lambda: parameters))
+    pool = new_pool(in_form(form, lambda: dsn), kwargs=in_form(form, lambda: parameters))
     assert await pool._resolve_conninfo() == dsn
     assert await pool._resolve_kwargs() == parameters
     pool = new_pool(None)
@@ -218,9 +218,9 @@ async def test_a_failure_of_any_exception_class_is_tried_again(new_pool, network
 # Giving up
 
 
-@KINDS
+@FORMS
 async def test_giving_up_tells_the_callback_and_frees_the_place(
-    new_pool, network, eventually, kind
+    new_pool, network, eventually, form
 ):
     network.down()
     told = []
@@ -231,7 +231,7 @@ async def test_giving_up_tells_the_callback_and_frees_the_place(
     pool = new_pool(
         connection_class=network.connection_class,
         reconnect_timeout=0.05,
-        reconnect_failed=of_kind(kind, reconnect_failed),
+        reconnect_failed=in_form(form, reconnect_failed),
     )
     start = time.monotonic()
     await pool.open()
@@ -312,9 +312,9 @@ async def test_one_who_waits_after_giving_up_is_served_by_the_next_attempts(
     assert told == []
 
 
-@KINDS
+@FORMS
 async def test_a_callback_that_raises_stops_nothing(
-    new_pool, network, eventually, log, works, kind
+    new_pool, network, eventually, log, works, form
 ):
     network.down()
 
@@ -324,7 +324,7 @@ async def test_a_callback_that_raises_stops_nothing(
     pool = new_pool(
         connection_class=network.connection_class,
         reconnect_timeout=0.0,
-        reconnect_failed=of_kind(kind, reconnect_failed),
+        reconnect_failed=in_form(form, reconnect_failed),
     )
     await pool.open()
     await eventually(lambda: any("the pager is off" in text for text in log.warnings()))
@@ -333,10 +333,10 @@ async def test_a_callback_that_raises_stops_nothing(
         assert await works(conn)
 
 
-@KINDS
-async def test_reconnect_failed_can_be_called(new_pool, kind):
+@FORMS
+async def test_reconnect_failed_can_be_called(new_pool, form):
     told = []
-    pool = new_pool(reconnect_failed=of_kind(kind, told.append))
+    pool = new_pool(reconnect_failed=in_form(form, told.append))
     await pool.reconnect_failed()
     assert told == [pool]
     await new_pool().reconnect_failed()

@@ -5,41 +5,10 @@ Some names that start with an underscore are here because programs in the world 
 
 import psycopg
 import pytest
+from driver import needs_close_returns
+from shared.proxies import Proxy
 
 pytestmark = pytest.mark.anyio
-
-PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-driver_returns = pytest.mark.skipif(
-    PSYCOPG < (3, 3), reason="before psycopg 3.3 the driver's close() knows nothing of pools"
-)
-
-PROXY_OWN = {"_wrapped"}
-
-
-class Proxy:
-    """A connection as an instrumentation hands it out: it wraps the real one."""
-
-    def __init__(self, wrapped):
-        self._wrapped = wrapped
-
-    def __getattr__(self, name):
-        return getattr(self._wrapped, name)
-
-    def __setattr__(self, name, value):
-        if name in PROXY_OWN:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self._wrapped, name, value)
-
-    def __delattr__(self, name):
-        delattr(self._wrapped, name)
-
-    async def __aenter__(self):
-        await self._wrapped.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc):
-        return await self._wrapped.__aexit__(*exc)
 
 
 @pytest.fixture
@@ -140,7 +109,7 @@ async def test_close_returns_rolls_back(open_pool, admin):
     assert admin.execute("select to_regclass('never_kept')").fetchone() == (None,)
 
 
-@driver_returns
+@needs_close_returns
 async def test_close_returns_is_read_at_each_close(open_pool):
     pool = await open_pool(close_returns=True)
     pool.close_returns = False
@@ -193,7 +162,7 @@ async def test_the_connection_inside_a_proxy_can_be_returned_in_its_place(
         assert await works(conn)
 
 
-@driver_returns
+@needs_close_returns
 async def test_closing_the_connection_inside_a_proxy_gives_it_back(open_pool, monkeypatch):
     original = psycopg.AsyncConnection.connect.__func__
 

@@ -4,19 +4,9 @@ import asyncio
 import time
 
 import pytest
-
-MEASURES = {"pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting"}
+from shared.stats import MEASURES, count, measures
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
-
-
-def count(pool, key):
-    """A counter that nothing has touched may be missing."""
-    return pool.get_stats().get(key, 0)
-
-
-def measures(pool):
-    return {key: value for key, value in pool.get_stats().items() if key in MEASURES}
 
 
 def test_measures_of_a_new_pool(new_pool):

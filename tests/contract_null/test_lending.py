@@ -82,7 +82,7 @@ async def test_nothing_is_ever_available(open_pool, do):
 async def test_the_time_left_goes_to_the_driver(open_pool, network, do, timeout, connect_timeout):
     pool = await open_pool(connection_class=network.connection_class, timeout=7.0)
     await do(pool.putconn, await do(pool.getconn, timeout=timeout))
-    (kwargs,) = network.attempts
+    ((_, _, kwargs),) = network.attempts
     assert kwargs == {"connect_timeout": connect_timeout}
     assert type(kwargs["connect_timeout"]) is int
 
@@ -91,7 +91,8 @@ async def test_the_users_kwargs_are_passed_and_left_alone(open_pool, network, do
     kwargs = {"autocommit": True}
     pool = await open_pool(connection_class=network.connection_class, kwargs=kwargs)
     conn = await do(pool.getconn, timeout=3.0)
-    assert network.attempts == [{"autocommit": True, "connect_timeout": 3}]
+    (attempt,) = network.attempts
+    assert attempt.kwargs == {"autocommit": True, "connect_timeout": 3}
     assert conn.autocommit
     assert kwargs == {"autocommit": True}
     await do(pool.putconn, conn)
@@ -114,7 +115,7 @@ async def test_address_and_kwargs_are_asked_for_each_time(open_pool, network, ds
     for _ in range(2):
         await do(pool.putconn, await do(pool.getconn))
     assert asked == ["conninfo", "kwargs"] * 2
-    assert [attempt["application_name"] for attempt in network.attempts] == ["2", "4"]
+    assert [attempt.kwargs["application_name"] for attempt in network.attempts] == ["2", "4"]
 
 
 async def test_connecting_can_be_overridden(kind, pool_class, open_pool, do):

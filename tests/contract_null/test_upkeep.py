@@ -21,7 +21,7 @@ async def test_wait_opens_one_connection_and_closes_it(
     )
     await do(pool.wait, timeout=5.0)
     assert len(network.attempts) == 1
-    assert "connect_timeout" not in network.attempts[0]
+    assert "connect_timeout" not in network.attempts[0].kwargs
     (session,) = sessions
     await eventually(lambda: pool.get_stats()["pool_size"] == 0)
     await eventually(

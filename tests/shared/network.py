@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 from shared.tasks import POLL
+
+
+class Attempt(NamedTuple):
+    """One connect: when it began, and what it was called with."""
+
+    when: float
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class Network:
@@ -20,7 +29,7 @@ class Network:
         self._gate = threading.Event()
         self._gate.set()
         self.error: BaseException | None = None
-        self.attempts: list[dict[str, Any]] = []
+        self.attempts: list[Attempt] = []
         self.in_flight = 0
         self.most_in_flight = 0
         self.connection_class = self._for_threads() if kind == "threads" else self._for_tasks()
@@ -30,12 +39,12 @@ class Network:
 
         class Connection(psycopg.Connection[Any]):
             @classmethod
-            def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-                network._enter(kwargs)
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                network._enter(args, kwargs)
                 try:
                     network._gate.wait(20.0)
                     network._pass()
-                    return super().connect(conninfo, **kwargs)
+                    return super().connect(*args, **kwargs)
                 finally:
                     network._leave()
 
@@ -46,21 +55,21 @@ class Network:
 
         class Connection(psycopg.AsyncConnection[Any]):
             @classmethod
-            async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-                network._enter(kwargs)
+            async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                network._enter(args, kwargs)
                 try:
                     while not network._gate.is_set():
                         await asyncio.sleep(POLL)
                     network._pass()
-                    return await super().connect(conninfo, **kwargs)
+                    return await super().connect(*args, **kwargs)
                 finally:
                     network._leave()
 
         return Connection
 
-    def _enter(self, kwargs: dict[str, Any]) -> None:
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self._lock:
-            self.attempts.append(kwargs)
+            self.attempts.append(Attempt(time.monotonic(), args, kwargs))
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
 

@@ -22,17 +22,13 @@ import psycopg
 import pytest
 import wrapt
 import wrapt.wrappers
-from driver import needs_compiled
+from driver import needs_close_returns, needs_compiled
 from shared.both import available, done, entered, scalar, until
 
 import fastpool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("proxied")]
 
-PSYCOPG = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-driver_returns = pytest.mark.skipif(
-    PSYCOPG < (3, 3), reason="before psycopg 3.3 the driver's close() knows nothing of pools"
-)
 NOT_OURS = "doesn't come from any pool"
 
 # --- proxies ----------------------------------------------------------------------------------
@@ -323,7 +319,7 @@ async def test_close_closes_it_for_good(
         assert await scalar(again, "select 1") == 1
 
 
-@driver_returns
+@needs_close_returns
 @handles
 async def test_close_returns_it_where_the_pool_says_so(
     handle: str, open_pool: Callable[..., Awaitable[Any]]
@@ -338,7 +334,7 @@ async def test_close_returns_it_where_the_pool_says_so(
 
 
 @own
-@driver_returns
+@needs_close_returns
 @handles
 async def test_close_of_a_broken_one_frees_its_slot_though_the_client_keeps_it(
     handle: str, open_pool: Callable[..., Awaitable[Any]], break_connection: Any
