@@ -46,7 +46,7 @@ from typing import Any
 from . import stacks
 from ._core import Entry, Gauge, Waiter
 from ._stacks import frame_ids
-from .base import BasePool, now
+from .base import BasePool, Timer, now
 from .snapshot import place
 
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
@@ -87,8 +87,9 @@ class Detector:
         self._pool_ref = weakref.ref(pool)
         self._suspicion = Gauge()
         self._rests_until = 0.0
-        # The lendings of the last look that proved nothing, and when to look again (s).
+        # The lendings of the last look that proved nothing, and after how long to look again (s).
         self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
+        self._next: Timer | None = None
         # What those in the last deadlock are told: the text of the exception, and its notes.
         self.verdict: tuple[str, list[str]] = ("", [])
 
@@ -130,7 +131,9 @@ class Detector:
         rest = REST * (now() - began)
         self._rests_until = now() + rest
         self._doubt = held, max(2.0 * delay, rest)
-        pool._later(self._doubt[1], self._look_again)
+        if self._next is not None:  # a holder that tries again is suspected anew
+            self._next.cancel()
+        self._next = pool._later(self._doubt[1], self._look_again)
 
 
 # --- proof --------------------------------------------------------------------------------------

@@ -285,12 +285,17 @@ class SuspiciousPool:
     def __init__(self) -> None:
         self._table = self
         self.planned: list[tuple[str, float]] = []
+        self.cancelled = 0
 
     def deadlock_suspects(self) -> list[tuple[int, int, int]]:
         return [(0, 1, 7)]
 
-    def _later(self, delay: float, method: Any) -> None:
+    def _later(self, delay: float, method: Any) -> SuspiciousPool:
         self.planned.append((method.__name__, round(delay, 3)))
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
 
 
 class Suspect:
@@ -298,6 +303,21 @@ class Suspect:
 
     is_suspect = True
     gate = None
+
+
+def test_a_holder_that_tries_again_and_again_is_looked_at_once_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deadlock, "_is_proved", lambda *_: False)
+    pool: Any = SuspiciousPool()
+    waiter: Any = Suspect()
+    detector = deadlock.Detector(pool)
+    for times in range(3):
+        detector.suspect(waiter, LONG)
+        detector.suspect(waiter, LONG)
+        detector._look_first()
+        assert pool.cancelled == times
+    assert [name for name, _ in pool.planned] == ["_look_first", "_look_again"] * 3
 
 
 def test_looks_that_prove_nothing_take_a_twentieth_of_the_time_at_most(
