@@ -179,6 +179,7 @@ cdef class Waiter:
     cdef fp_atomic outcome
     cdef int index                  # the slot granted, -1 when none or taken
     cdef readonly bint is_suspect   # it holds a connection of the pool that it waits for
+    cdef public double patience     # for how long it waits (s); set before it queues
     cdef bint token                 # woken, and has not looked yet
     cdef bint queued
     cdef int64_t since
@@ -264,7 +265,7 @@ cdef class SlotTable:
     cdef bint is_holder(self, uint64_t owner) noexcept nogil
     cdef bint borrower_has_ended(self, int index) noexcept
     cdef PyObject *waiter_of(self, uint64_t owner) noexcept
-    cdef bint all_wait_locked(self) noexcept
+    cdef bint all_wait_locked(self, double brief) noexcept
     cdef wake(self, Waiter waiter)
     cdef int park(self, Waiter waiter, int64_t deadline) except -1
     cdef object after_leaving(self, Waiter waiter)

@@ -1117,11 +1117,12 @@ cdef class SlotTable:
             cursor = (<Waiter>cursor).next
         return cursor
 
-    cdef bint all_wait_locked(self) noexcept:
-        """Whether all slots that there may be are lent, each to an owner who waits here. Caller
-        holds the mutex."""
+    cdef bint all_wait_locked(self, double brief) noexcept:
+        """Whether all slots that there may be are lent, each to an owner who waits here, and for
+        more than *brief* seconds. Caller holds the mutex."""
         cdef int index, state
         cdef Slot *slot
+        cdef PyObject *waiter
         if self.max_size == 0 or self.size != self.max_size or fp_load(&self.is_closed):
             return False
         for index in range(<int>fp_peek(&self.n_chunks) * CHUNK):
@@ -1129,20 +1130,21 @@ cdef class SlotTable:
             state = self.state(index)
             if state == EMPTY:
                 continue
-            if (state != IN_USE or slot.conn != NULL
-                    or self.waiter_of(fp_peek(&slot.owner)) == NULL
-                    or self.borrower_has_ended(index)):
+            if state != IN_USE or slot.conn != NULL or self.borrower_has_ended(index):
+                return False
+            waiter = self.waiter_of(fp_peek(&slot.owner))
+            if waiter == NULL or (<Waiter>waiter).patience <= brief:
                 return False
         return True
 
-    def deadlock_suspects(self):
-        """(index, generation, owner) of each slot, if each is held by an owner who waits here; else
-        None. An owner is a number that says who borrowed: whether that one still has it, and can't
-        give it back, the caller finds out."""
+    def deadlock_suspects(self, double brief):
+        """(index, generation, owner) of each slot, if each is held by an owner who waits here, for
+        more than *brief* seconds; else None. An owner is a number that says who borrowed: whether
+        that one still has it, and can't give it back, the caller finds out."""
         cdef int index
         cdef bint all_wait
         with self.mutex:
-            all_wait = self.all_wait_locked()
+            all_wait = self.all_wait_locked(brief)
         if not all_wait:
             return None
         return [(index, fp_load(&self.slot(index).word) >> 8, fp_peek(&self.slot(index).owner))
@@ -1169,9 +1171,9 @@ cdef class SlotTable:
             found.append(fp_steal(pgconn))
         return None if None in found else found
 
-    def break_deadlock(self, list held not None):
+    def break_deadlock(self, list held not None, double brief):
         """Settle those who wait and hold, if these lendings still are all that there is. Return
-        whether they are."""
+        whether they are. *brief*: as above."""
         cdef int index
         cdef bint asleep
         cdef bint holds = True
@@ -1181,7 +1183,7 @@ cdef class SlotTable:
         for index, generation, _ in held:
             holds = holds and fp_load(&self.slot(index).word) == (generation << 8 | IN_USE)
         with self.mutex:
-            holds = holds and self.all_wait_locked() and self.size == len(held)
+            holds = holds and self.all_wait_locked(brief) and self.size == len(held)
         if not holds:
             return False
         for _, _, owner in held:

@@ -228,6 +228,7 @@ cdef object stand_in_line(FastPath pool, timeout):
     waiter = pool._new_waiter()
     if waiter.lock == NULL or not seconds > 0:
         return None
+    waiter.patience = seconds
     conn = table.enqueue(waiter)
     fp_add(&table.events[REQUESTS], 1)
     if conn is None:
@@ -235,7 +236,7 @@ cdef object stand_in_line(FastPath pool, timeout):
             if table.has_room():        # since the look above: a connect was given up
                 pool._connector.grow()
             if waiter.is_suspect:
-                pool._deadlocks.suspect(waiter, seconds)
+                pool._deadlocks.suspect(waiter)
             conn = table.wait(waiter, seconds)
             if conn is None:
                 pool._refuse_waiter(waiter, seconds)

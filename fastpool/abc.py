@@ -1,4 +1,5 @@
-"""The names for annotations that programs import from psycopg_pool.abc. Nothing of its own."""
+"""The names for annotations that programs import: psycopg_pool.abc's, and those of fastpool's own
+parameters. Defines nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +7,14 @@ from .annotations import (
     ACT,
     CT,
     AsyncConnectionCB,
+    AsyncConnectionContext,
     AsyncConninfoParam,
     AsyncKwargsParam,
     ConnectionCB,
+    ConnectionContext,
     ConninfoParam,
     KwargsParam,
+    Role,
 )
 from .pool import ConnectFailedCB
 from .pool_async import AsyncConnectFailedCB
@@ -20,10 +24,13 @@ __all__ = [
     "CT",
     "AsyncConnectFailedCB",
     "AsyncConnectionCB",
+    "AsyncConnectionContext",
     "AsyncConninfoParam",
     "AsyncKwargsParam",
     "ConnectFailedCB",
     "ConnectionCB",
+    "ConnectionContext",
     "ConninfoParam",
     "KwargsParam",
+    "Role",
 ]

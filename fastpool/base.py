@@ -26,13 +26,13 @@ from ._core import COUNT_LOST, Gauge, SlotTable, Waiter, skip_frames_of
 from ._fastpath import FastPath, logger
 from .annotations import Role
 from .errors import PoolClosed
+from .parts import Connects, Detects, Watches
 from .redaction import Redactor, hide
 from .snapshot import Snapshot, place, take
 
 if TYPE_CHECKING:
     from .guard import Guard
     from .notices import Watch
-    from .parts import Connects, Detects, Watches
 
 # A program calls the pool through these modules' functions, and at times through contextlib's.
 skip_frames_of(globals())
@@ -630,9 +630,10 @@ class BasePool(FastPath):
         raise NotImplementedError
 
     def _later(self, delay: float, method: Callable[[], object]) -> Timer:
-        """Call one of the pool's methods in *delay* seconds, unless the pool is gone by then.
+        """Call a method of the pool, or of a part of it, in *delay* seconds, unless that is gone by
+        then.
 
-        The method is quick: it submits a chore. May be called by a finalizer.
+        The method is quick, or submits a chore. May be called by a finalizer.
         """
         raise NotImplementedError
 

@@ -15,20 +15,22 @@ statement, the arguments of a call. Of other threads these are searched for what
 ways. For the rest, a reference that nobody is seen to hold is a stack's that waits if it is found
 there, or if such things are so held as a rule; a list or an object of the program's is not.
 
-On a build without a GIL another thread's variables can't be read: there it is certain only when no
-other thread runs at all. Under gevent all greenlets have one thread's ident: no look is taken.
+On a build without a GIL another thread's variables can't be read: there it is certain only when the
+process has no other thread. Under gevent all greenlets have one thread's ident: no look is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping
 from contextvars import Context
+from time import thread_time
 from types import (
     AsyncGeneratorType,
     BuiltinMethodType,
@@ -41,7 +43,7 @@ from types import (
     ModuleType,
     TracebackType,
 )
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import stacks
 from ._core import Entry, Gauge, Waiter
@@ -67,6 +69,10 @@ _ON_STACKS = (
 )
 # From 3.14 on a `with` statement holds the object itself, not a method of it.
 _HOLDS_MANAGERS = sys.version_info >= (3, 14)
+# Where Linux shows the threads of the process.
+_THREADS = "/proc/self/task"
+# Lendings: index, generation and owner of each.
+_Held: TypeAlias = list[tuple[int, int, int]]
 # More objects on the ways to the connections are not looked at.
 _MANY = 1000
 
@@ -76,8 +82,9 @@ SHORT = 0.25
 # How long a suspicion must have stood (seconds). What is on its way to somebody arrives meanwhile.
 DELAY = 0.05
 # Among a million objects a look takes a third of a second of the GIL. After one that proves nothing
-# comes a rest of so many times what it took.
+# comes a rest of so many times what it took, and of so many seconds at most.
 REST = 20.0
+LONGEST_REST = 10.0
 
 
 class Detector:
@@ -85,53 +92,66 @@ class Detector:
 
     def __init__(self, pool: BasePool) -> None:
         self._pool_ref = weakref.ref(pool)
+        # Whether a look is planned that is taken whatever the last one saw.
         self._suspicion = Gauge()
         self._rests_until = 0.0
         # The lendings of the last look that proved nothing, and after how long to look again (s).
-        self._doubt: tuple[list[tuple[int, int, int]] | None, float] = (None, 0.0)
+        self._doubt: tuple[_Held, float] = ([], 0.0)
         self._next: Timer | None = None
         # What those in the last deadlock are told: the text of the exception, and its notes.
         self.verdict: tuple[str, list[str]] = ("", [])
 
-    def suspect(self, waiter: Waiter, timeout: float) -> None:
-        """Have a look taken soon if *waiter*, which has queued for *timeout* seconds, holds a
-        connection of the pool itself. Never blocks."""
+    def suspect(self, waiter: Waiter) -> None:
+        """Have a look taken soon if *waiter*, which has queued, holds a connection of the pool
+        itself. Never blocks."""
         pool = self._pool_ref()
-        if pool is None or not waiter.is_suspect or timeout <= SHORT:
+        if pool is None or not waiter.is_suspect or waiter.patience <= SHORT:
             return
         patched = waiter.gate is not None and pool._OWNERS_ARE == "thread"
         if not patched and self._suspicion.enter():
-            pool._later(max(DELAY, self._rests_until - now()), self._look_first)
+            self._plan_first(pool)
+
+    def _plan_first(self, pool: BasePool) -> None:
+        pool._later(max(DELAY, self._rests_until - now()), self._look_first)
+
+    # In the housekeeper's thread, or the event loop's.
 
     def _look_first(self) -> None:
+        pool = self._pool_ref()
+        if pool is None:
+            return
+        if now() < self._rests_until:  # from a look since this one was planned
+            self._plan_first(pool)
+            return
         self._suspicion.leave()
-        self._look(None, DELAY)
+        held = pool._table.deadlock_suspects(SHORT)
+        if held is not None:
+            self._look(pool, held, DELAY)
 
     def _look_again(self) -> None:
-        self._look(*self._doubt)
-
-    def _look(self, before: list[tuple[int, int, int]] | None, delay: float) -> None:
-        """If there is a deadlock, fail all those in it: each waiter is settled, `is_deadlocked`. In
-        the housekeeper's thread, or the event loop's. *before*: what the last look, *delay* seconds
-        ago, proved nothing of; None for the first one."""
-        began = now()
         pool = self._pool_ref()
-        held = None if pool is None else pool._table.deadlock_suspects()
-        if pool is None or held is None or (before is not None and held != before):
+        if pool is None or self._suspicion.inside:  # that look will see what this one would
             return
+        before, delay = self._doubt
+        if pool._table.deadlock_suspects(SHORT) == before:
+            self._look(pool, before, delay)
+
+    def _look(self, pool: BasePool, held: _Held, delay: float) -> None:
+        """If there is a deadlock, fail all those in it: each waiter is settled, `is_deadlocked`."""
+        began = thread_time()
         if _is_proved(pool, held):
             # What is garbage has no way to it either, and comes back by itself.
             gc.collect()
             if _is_proved(pool, held):
                 self.verdict = _describe(pool, held)
-                pool._table.break_deadlock(held)
+                pool._table.break_deadlock(held, SHORT)
                 return
         # What stood in the way may pass: a thread that had a reference for a moment, what a stack
         # had left behind. As long as the same lendings stand, ever more seldom.
-        rest = REST * (now() - began)
+        rest = min(LONGEST_REST, REST * (thread_time() - began))
         self._rests_until = now() + rest
         self._doubt = held, max(2.0 * delay, rest)
-        if self._next is not None:  # a holder that tries again is suspected anew
+        if self._next is not None:  # planned before another suspicion came
             self._next.cancel()
         self._next = pool._later(self._doubt[1], self._look_again)
 
@@ -139,10 +159,10 @@ class Detector:
 # --- proof --------------------------------------------------------------------------------------
 
 
-def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
+def _is_proved(pool: BasePool, held: _Held) -> bool:
     owners = {owner for _, _, owner in held}
     if pool._OWNERS_ARE == "thread" and not stacks.HAS_GIL:
-        return sys._current_frames().keys() - owners <= {threading.get_ident()}
+        return _is_all_there_is({*owners, threading.get_ident()})
     running = pool._stacks()
     try:
         sessions = pool._table.sessions(held)
@@ -151,6 +171,14 @@ def _is_proved(pool: BasePool, held: list[tuple[int, int, int]]) -> bool:
         return _Ways(pool, owners, running).end_on_stacks(sessions)
     finally:
         stacks.forget(running)
+
+
+def _is_all_there_is(idents: set[int]) -> bool:
+    """Whether the process has these threads, of Python, and no others, of anybody's."""
+    try:
+        return idents == set(sys._current_frames()) and len(idents) == len(os.listdir(_THREADS))
+    except OSError:
+        return False
 
 
 class _Ways:
@@ -295,7 +323,7 @@ def _frame_of(suspended: Any) -> FrameType | None:
 # --- what is said -------------------------------------------------------------------------------
 
 
-def _describe(pool: BasePool, held: list[tuple[int, int, int]]) -> tuple[str, list[str]]:
+def _describe(pool: BasePool, held: _Held) -> tuple[str, list[str]]:
     """Return the text of the exception, and its notes: the stacks."""
     kind, names = pool._OWNERS_ARE, pool._owner_names()
     owners = dict.fromkeys(owner for _, _, owner in held)

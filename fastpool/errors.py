@@ -71,7 +71,7 @@ class PoolDeadlock(PoolTimeout):
     """Every connection is held by somebody who waits for another one of this pool.
 
     None will ever come back. Raised in all of these as soon as that is certain. Its text says who
-    holds what, its notes are their stacks.
+    holds what, its notes are their stacks; none without a GIL.
     """
 
     __module__ = "fastpool"

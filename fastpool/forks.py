@@ -32,7 +32,7 @@ from ._core import SlotTable
 
 
 class Inherited(Protocol):
-    """A pool, as it is seen here."""
+    """What is asked here of a pool."""
 
     @property
     def _table(self) -> SlotTable: ...

@@ -201,7 +201,7 @@ def shut_down(pgconn: Any) -> None:
 
 
 class Caller(Protocol):
-    """A pool, as it is seen here."""
+    """What is asked here of a pool."""
 
     timeout: float
 

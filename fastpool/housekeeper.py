@@ -1,8 +1,8 @@
 """The one housekeeper thread for all pools of the process: it waits for timers and for notices.
 
 Owns: when things happen, and the thread, which starts with the first timer or watch of a living
-pool and ends when none is left. Refuses: to do things. A timer or a notice calls one quick method
-of a pool, which submits a chore; pools are held weakly.
+pool and ends when none is left. Refuses: to do things. A timer or a notice calls one method of a
+pool, or of a part of one, which is quick or submits a chore; pools are held weakly.
 
 Setting a timer wakes the thread only if it is due before the thread wakes by itself; cancelling
 one does not. So both are cheap enough for a timer around each call of something, which is

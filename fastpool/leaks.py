@@ -36,17 +36,15 @@ class Watchman:
 
     def __init__(self, pool: BasePool) -> None:
         self._pool_ref = weakref.ref(pool)
+        self._leak_timeout = pool.leak_timeout
+        self._reclaim = pool.reclaim_dead
+        quarter = _SELDOM if pool.leak_timeout is None else pool.leak_timeout / 4
+        # Seconds between two looks.
+        self.period = min(_SELDOM, max(_OFTEN, quarter))
         # By slot: the lease's generation, and its borrower as it was first seen.
         self._seen: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
         self._warned: _Told = {}
         self._mourned: _Told = {}
-
-    @property
-    def period(self) -> float:
-        """Seconds between two looks."""
-        pool = self._pool_ref()
-        limit = None if pool is None else pool.leak_timeout
-        return _SELDOM if limit is None else min(_SELDOM, max(_OFTEN, limit / 4))
 
     def look(self) -> None:
         """Warn of each lease that has become too old, or has lost its borrower; once of each."""
@@ -67,12 +65,12 @@ class Watchman:
                 who = f"{pool._OWNERS_ARE} {names.get(owner, '?')!r}"
             what = f"connection (backend {pid}) of pool {pool.name!r}"
             lent = f"lent to {who} {held:.2f} sec ago{place(site)}"
-            limit = pool.leak_timeout
+            limit = self._leak_timeout
             if limit is not None and held > limit and _is_first(self._warned, index, generation):
                 logger.warning("%s has not been given back: %s", what, lent)
             if is_dead and _is_first(self._mourned, index, generation):
                 logger.warning("%s has outlived its borrower: %s", what, lent)
-                if pool.reclaim_dead:
+                if self._reclaim:
                     _reclaim(pool, index, generation)
 
     def _is_dead(self, index: int, generation: int, runs: bool, borrower: Any) -> bool:

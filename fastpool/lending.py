@@ -135,12 +135,13 @@ async def _acquire(
         if conn is not None:
             return conn
     waiter = pool._new_waiter()
+    waiter.patience = timeout
     try:
         # From here on an interrupt at any point must find its way to leave_queue().
         conn = _enqueue(pool, waiter)
         if conn is None:
             pool._connector.grow()
-            pool._deadlocks.suspect(waiter, timeout)
+            pool._deadlocks.suspect(waiter)
             conn = await pool._wait(waiter, deadline - now())
             if conn is None:
                 refuse_waiter(pool, waiter, timeout, failed)

@@ -48,16 +48,15 @@ class Detects(Protocol):
 
     verdict: tuple[str, list[str]]
 
-    def suspect(self, waiter: Waiter, timeout: float) -> None:
+    def suspect(self, waiter: Waiter) -> None:
         """Have a look taken soon if *waiter* holds a connection of the pool itself."""
 
 
 class Watches(Protocol):
     """Looks after leases that last: leaks.Watchman."""
 
-    @property
-    def period(self) -> float:
-        """Seconds between two looks."""
+    period: float
+    """Seconds between two looks."""
 
     def look(self) -> None:
         """Warn of leases that have become too old, or have lost their borrower."""

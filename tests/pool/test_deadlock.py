@@ -277,68 +277,101 @@ def test_what_stands_in_the_way_of_the_proof_may_pass(
         assert call.result() == conn.pgconn.backend_pid
 
 
-class SuspiciousPool:
-    """In which the same lending always looks like a deadlock, and nothing happens later."""
+class Clock:
+    """A pool in which the same lending always looks like a deadlock, and the time that passes."""
 
     _OWNERS_ARE = "thread"
+    # What a look takes (s).
+    COST = 0.3
 
     def __init__(self) -> None:
         self._table = self
-        self.planned: list[tuple[str, float]] = []
-        self.cancelled = 0
+        self.time = 1000.0
+        self.looks = 0
+        self.timers: list[Alarm] = []
 
-    def deadlock_suspects(self) -> list[tuple[int, int, int]]:
+    def now(self) -> float:
+        return self.time
+
+    def deadlock_suspects(self, brief: float) -> list[tuple[int, int, int]]:
         return [(0, 1, 7)]
 
-    def _later(self, delay: float, method: Any) -> SuspiciousPool:
-        self.planned.append((method.__name__, round(delay, 3)))
-        return self
+    def look_in_vain(self, *_: Any) -> bool:
+        self.looks += 1
+        self.time += self.COST
+        return False
+
+    def _later(self, delay: float, method: Callable[[], object]) -> Alarm:
+        self.timers.append(Alarm(self, self.time + delay, method))
+        return self.timers[-1]
+
+    def run_until(self, end: float) -> None:
+        while due := [alarm for alarm in self.timers if alarm.due <= max(self.time, end)]:
+            first = min(due, key=lambda alarm: alarm.due)
+            self.timers.remove(first)
+            self.time = max(self.time, first.due)
+            first.method()
+        self.time = max(self.time, end)
+
+
+class Alarm:
+    """Something planned."""
+
+    def __init__(self, clock: Clock, due: float, method: Callable[[], object]) -> None:
+        self.clock, self.due, self.method = clock, due, method
 
     def cancel(self) -> None:
-        self.cancelled += 1
+        if self in self.clock.timers:
+            self.clock.timers.remove(self)
 
 
 class Suspect:
     """A waiter that holds a connection."""
 
     is_suspect = True
+    patience = LONG
     gate = None
-
-
-def test_a_holder_that_tries_again_and_again_is_looked_at_once_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(deadlock, "_is_proved", lambda *_: False)
-    pool: Any = SuspiciousPool()
-    waiter: Any = Suspect()
-    detector = deadlock.Detector(pool)
-    for times in range(3):
-        detector.suspect(waiter, LONG)
-        detector.suspect(waiter, LONG)
-        detector._look_first()
-        assert pool.cancelled == times
-    assert [name for name, _ in pool.planned] == ["_look_first", "_look_again"] * 3
 
 
 def test_looks_that_prove_nothing_take_a_twentieth_of_the_time_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = [1000.0]
-
-    def look_in_vain(*_: Any) -> bool:
-        clock[0] += 0.3
-        return False
-
-    monkeypatch.setattr(deadlock, "now", lambda: clock[0])
-    monkeypatch.setattr(deadlock, "_is_proved", look_in_vain)
-    pool: Any = SuspiciousPool()
+    """Also where a holder tries again and again."""
+    clock: Any = Clock()
     waiter: Any = Suspect()
-    detector = deadlock.Detector(pool)
-    detector.suspect(waiter, LONG)
-    detector._look_first()
-    clock[0] += 2.0
-    detector.suspect(waiter, LONG)
-    assert pool.planned == [("_look_first", 0.05), ("_look_again", 6.0), ("_look_first", 4.0)]
+    monkeypatch.setattr(deadlock, "now", clock.now)
+    monkeypatch.setattr(deadlock, "thread_time", clock.now)
+    monkeypatch.setattr(deadlock, "_is_proved", clock.look_in_vain)
+    detector = deadlock.Detector(clock)
+    began = clock.time
+    for _ in range(1000):
+        detector.suspect(waiter)
+        clock.run_until(clock.time + 0.3)
+        assert len(clock.timers) <= 2
+    passed = clock.time - began
+    assert clock.looks > 10
+    assert clock.looks * clock.COST <= 0.05 * passed + clock.COST
+
+
+@at_once
+def test_who_waits_for_a_moment_only_gives_back_what_the_others_wait_for(
+    new_pool: Callable[..., Any], spawn: Callable[..., Any]
+) -> None:
+    pool = new_pool(min_size=2)
+    barrier = threading.Barrier(2)
+
+    def work(timeout: float) -> str:
+        with pool.connection() as first:
+            first.execute("select 1")
+            barrier.wait(5.0)
+            try:
+                with pool.connection(timeout=timeout):
+                    return "lent"
+            except fastpool.PoolTimeout as error:
+                return type(error).__name__
+
+    calls = [spawn(work, timeout) for timeout in (0.2, LONG)]
+    assert [call.result() for call in calls] == ["PoolTimeout", "lent"]
 
 
 @at_once

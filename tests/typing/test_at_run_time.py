@@ -70,6 +70,11 @@ def test_pool_classes_can_be_subscripted(pool_class: Any) -> None:
     assert repr(alias).startswith(f"{pool_class.__module__}.{pool_class.__name__}[")
 
 
+@pytest.mark.parametrize("pool_class", POOLS, ids=lambda pool_class: pool_class.__name__)
+def test_annotations_of_attributes_can_be_resolved(pool_class: Any) -> None:
+    assert "conninfo" in typing.get_type_hints(pool_class)
+
+
 def public_functions() -> list[Any]:
     """Return the constructor and the public methods of each pool class."""
     return [
