@@ -8,7 +8,8 @@ the next request's connection meanwhile.
 PROOF. From each lent session backwards: what refers to it, what refers to that, and so on. It is
 certain when all these ways end on the stacks of those who wait, for then nobody else can reach the
 connection. A way that ends elsewhere proves nothing: in a variable of another thread or task, in a
-global or a class while other threads run, in a thread or task that has not begun, or out of sight.
+handler of signals, in a global or a class while others may run, in a thread or task that has not
+begun, or out of sight.
 
 OUT OF SIGHT of the collector is what a running stack holds: variables, the exit of a `with`
 statement, the arguments of a call. Of other threads these are searched for what was found on the
@@ -24,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -162,7 +164,7 @@ class Detector:
 def _is_proved(pool: BasePool, held: _Held) -> bool:
     owners = {owner for _, _, owner in held}
     if pool._OWNERS_ARE == "thread" and not stacks.HAS_GIL:
-        return _is_all_there_is({*owners, threading.get_ident()})
+        return not _handlers() and _is_all_there_is({*owners, threading.get_ident()})
     running = pool._stacks()
     try:
         sessions = pool._table.sessions(held)
@@ -171,6 +173,12 @@ def _is_proved(pool: BasePool, held: _Held) -> bool:
         return _Ways(pool, owners, running).end_on_stacks(sessions)
     finally:
         stacks.forget(running)
+
+
+def _handlers() -> set[int]:
+    """The ids of the handlers of signals, which run while the main thread waits."""
+    handlers = map(signal.getsignal, signal.valid_signals())
+    return {id(one) for one in handlers if callable(one) and one is not signal.default_int_handler}
 
 
 def _is_all_there_is(idents: set[int]) -> bool:
@@ -188,6 +196,7 @@ class _Ways:
         self, pool: BasePool, owners: set[int], running: Mapping[int, list[FrameType]]
     ) -> None:
         self.owners = owners
+        self.handlers = _handlers()
         self.mine = {frame for owner in owners for frame in running[owner]}
         others = [frames for ident, frames in running.items() if ident not in owners]
         threads: Mapping[int, list[FrameType]] = {}
@@ -199,7 +208,7 @@ class _Ways:
             others = [
                 frames for frames in others if not _is_pools(frames) and not _joins(frames, owners)
             ]
-            self.alone = not others
+            self.alone = not others and not self.handlers
         self.theirs = {frame for frames in others for frame in frames if not _is_ours(frame)}
         stacks.forget(threads)
         # Tasks' coroutines are objects, in plain sight: their variables are, too.
@@ -270,7 +279,7 @@ class _Ways:
             return one in self.theirs
         if isinstance(one, _SUSPENDED):
             return _frame_of(one) in self.theirs
-        return isinstance(one, asyncio.Task) or _is_global(one)
+        return isinstance(one, asyncio.Task) or id(one) in self.handlers or _is_global(one)
 
     def _may_be_on_stack(self, one: Any) -> bool:
         cls = type(one)
