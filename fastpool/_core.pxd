@@ -8,6 +8,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
 
+from fastpool._pacing cimport Pacer
+
 cdef extern from "_atomic.h" nogil:
     ctypedef struct fp_atomic:
         pass
@@ -183,6 +185,7 @@ cdef class Waiter:
     cdef bint token                 # woken, and has not looked yet
     cdef bint queued
     cdef int64_t since
+    cdef int64_t granted            # when; 0 if it took its slot itself
     cdef uint64_t owner
     cdef fp_site site               # where its owner called; the slot's former one after a grant
 
@@ -199,6 +202,7 @@ cdef class SlotTable:
     cdef cython.pymutex mutex
     # --- guarded by the mutex -------------------------------------------------------------
     cdef int size                   # slots that are not EMPTY
+    cdef int present                # connections in the table
     cdef int growing                # connects in flight that were started for waiters
     cdef int n_waiting
     cdef int n_watching
@@ -207,6 +211,7 @@ cdef class SlotTable:
     cdef PyObject *first_watcher    # those who wait until min_size stand available
     cdef PyObject *last_watcher
     cdef int64_t wait_ns
+    cdef readonly Pacer pacer       # None where threads share no GIL
     cdef uint64_t queued
     cdef readonly int min_size
     cdef readonly int max_size      # 0: no limit
@@ -226,6 +231,7 @@ cdef class SlotTable:
     cdef Chunk **many
     cdef fp_atomic events[N_COUNTERS]
     cdef int64_t tau
+    cdef readonly int width         # lend no more at once while others wait; 0: all there are
     cdef bint lifo
     cdef long pid                   # of the process that it belongs to; see forsake()
     cdef readonly bint keeps_idle   # else no connection stands available: a null pool's
@@ -272,10 +278,15 @@ cdef class SlotTable:
     cdef object collect(self, Waiter waiter)
     cdef Waiter serve_one(self, int64_t now, bint at_once, bint *again, bint *asleep)
     cdef int give_up(self, int index) except -1
+    cdef bint holds_back(self) noexcept nogil
+    cdef void pace(self, int64_t now) noexcept
+    cdef end_stall(self)
+    cdef stop_pacing(self)
+    cdef serve_held_back(self)
     cdef bint is_ready(self) noexcept nogil
     cdef bint is_kept(self) noexcept nogil
     cdef Waiter serve_watcher(self, bint *again, bint *asleep)
-    cpdef object serve(self, bint at_once=*)
+    cpdef object serve(self, bint at_once=*, bint returned=*)
     # looking
     cdef int view_locked(self, View *views, int room) noexcept
 
@@ -288,9 +299,10 @@ cdef class SlotTable:
         return &self.chunks[index >> SHIFT].slots[index & LAST]
 
     cdef inline bint overdue(self) noexcept nogil:
-        """Whether newcomers must queue: the first waiter is older than tau."""
+        """Whether newcomers must queue: the first waiter is older than tau, or some are held back.
+        """
         cdef int64_t since = <int64_t>fp_load(&self.head_since)
-        return since != 0 and fp_now() - since >= self.tau
+        return since != 0 and (self.width != 0 or fp_now() - since >= self.tau)
 
     cdef inline int claim(self) noexcept nogil:
         """Take a free slot out of the bitmap, by the pool's order; -1 when there is none."""

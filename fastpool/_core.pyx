@@ -26,8 +26,9 @@ One whose session has ended leaves at once, AVAILABLE or IN_USE -> CLOSING: cond
 
 INVARIANTS (verify() checks them). At rest a bit is set if and only if its slot is AVAILABLE. A
 connection is in one slot, lent to one borrower. Slots that are not EMPTY number at most max_size,
-or fall to it after a resize. Nobody waits while a bit is set, nor while there is room to grow and
-no connect in flight. A waiter is settled once; a grant is taken, or handed on.
+or fall to it after a resize. Nobody waits while a bit is set that is not held back, nor while
+there is room to grow and no connect in flight. A waiter is settled once; a grant is taken, or
+handed on.
 
 WAITING. Getting: queue up under the mutex, raise `attention`, *then* search the bitmap once more.
 Returning: set the bit, *then* read `attention`, and serve if it is not zero. Each side publishes
@@ -36,6 +37,11 @@ total order of the four operations: both are sequentially consistent; acquire an
 allow each side to miss the other. tests/model/ searches every interleaving, and finds the lost
 wake-up when the order is relaxed. What frees *room* instead of a connection (recycle, vacate,
 resize) is followed by grow(), which looks at the waiters under the mutex.
+
+PACING. Threads that share a GIL often get more done with fewer connections: _pacing.pyx finds out
+with how many. While somebody waits no more than `width` are lent at once then, and the others stay
+AVAILABLE: held back. A return, a connection that leaves the table and a stall serve the first in
+the queue; a waiter whose time is over takes what is held back. Newcomers queue meanwhile.
 
 OVERTAKING. While the first waiter is younger than `tau`, serve() only wakes it, to compete with
 newcomers; once it is older, newcomers queue and returns are handed to it directly. Waking costs
@@ -325,7 +331,7 @@ cdef class SlotTable:
 
     def __cinit__(
         self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
-        int64_t tau_ns=2_000_000, bint keeps_idle=True, on_lost=None, on_owed=None,
+        int64_t tau_ns=2_000_000, bint keeps_idle=True, bint paces=False, on_lost=None, on_owed=None,
     ):
         self.min_size = min_size
         self.max_size = max_size
@@ -333,6 +339,7 @@ cdef class SlotTable:
         self.lifo = lifo
         self.tau = tau_ns
         self.keeps_idle = keeps_idle
+        self.pacer = Pacer() if paces and not FREE_THREADED else None
         self.on_lost = on_lost
         self.on_owed = on_owed
         self.pid = fp_pid()
@@ -399,7 +406,8 @@ cdef class SlotTable:
         """
         cdef SlotTable heir = SlotTable(
             self.min_size, self.max_size, lifo=self.lifo, max_connecting=self.max_connecting,
-            tau_ns=self.tau, keeps_idle=self.keeps_idle, on_lost=self.on_lost, on_owed=self.on_owed,
+            tau_ns=self.tau, keeps_idle=self.keeps_idle, paces=self.pacer is not None,
+            on_lost=self.on_lost, on_owed=self.on_owed,
         )
         if not heir.make_room(self.capacity()):
             raise MemoryError
@@ -606,7 +614,7 @@ cdef class SlotTable:
         self.make_available(self.slot(entry.index), entry, conn, fp_now_coarse())
         self.publish(entry.index, new_turn)
         if fp_load_seq(&self.attention):
-            self.serve()
+            self.serve(False, new_turn)
         return fp_load(&self.is_closed) != 0
 
     # --- maintenance ------------------------------------------------------------------------
@@ -650,7 +658,9 @@ cdef class SlotTable:
         cdef Entry entry = conn._slot
         self.check_owned(entry)
         self.detach(entry, late)
-        return self.new_debt(entry.index)
+        debt = self.new_debt(entry.index)
+        self.serve_held_back()
+        return debt
 
     cdef int check_owned(self, Entry entry) except -1:
         """The caller says that it owns the connection: RETURNING or RESERVED, and in this table."""
@@ -676,6 +686,7 @@ cdef class SlotTable:
         cdef Detail *detail = &self.chunk(index).details[index & LAST]
         fp_store(detail.fate, fate)
         detail.entry = detail.watch = NULL
+        self.present -= 1
         fp_poke(&self.chunk(index).lent[index & LAST], 0)
         self.put_state(index, CLOSING)
 
@@ -710,6 +721,7 @@ cdef class SlotTable:
             conn = self.take(index)
             fp_poke(&self.chunk(index).lent[index & LAST], 0)     # not lent at all
         self.disown(index)
+        self.serve_held_back()
         return True, conn
 
     def lost(self, Entry entry not None):
@@ -764,7 +776,9 @@ cdef class SlotTable:
                 self.detach_locked(index, RETIRED_LENT)
         if pgconn == NULL:
             return None
-        return self.new_debt(index), fp_steal(pgconn)
+        debt = self.new_debt(index)
+        self.serve_held_back()
+        return debt, fp_steal(pgconn)
 
     cdef Debt new_debt(self, int index):
         cdef Debt debt = Debt.__new__(Debt)
@@ -953,6 +967,7 @@ cdef class SlotTable:
                 self.chunk(index).details[index & LAST].fate = &entry.fate
                 self.chunk(index).details[index & LAST].watch = <PyObject *>watch
                 self.chunk(index).details[index & LAST].debt = NULL
+                self.present += 1
                 if self.chunk(index).details[index & LAST].growth:
                     self.chunk(index).details[index & LAST].growth = False
                     self.growing -= 1
@@ -1041,6 +1056,9 @@ cdef class SlotTable:
             if before == NULL:
                 self.first = after
                 fp_store(&self.head_since, <uint64_t>(<Waiter>after).since if after != NULL else 0)
+                if after == NULL and self.pacer is not None:
+                    self.pacer.pause()
+                    self.width = self.pacer.width
             if after == NULL:
                 self.last = before
             self.n_waiting -= 1
@@ -1070,6 +1088,8 @@ cdef class SlotTable:
         fp_poke(&waiter.site.code, <size_t>fp_here(&at))
         fp_poke(&waiter.site.at, at)
         fp_poke(&waiter.site.thread, fp_thread())
+        if waiter.lock == NULL and self.pacer is not None:
+            self.stop_pacing()      # its park() is the shell's, and looks after nothing
         with self.mutex:
             if fp_load(&self.is_closed):
                 fp_store(&waiter.outcome, SHUT)
@@ -1211,18 +1231,52 @@ cdef class SlotTable:
         """Sleep until woken (True) or until the deadline; signal handlers run, and may raise."""
         cdef long long microseconds
         cdef int outcome
+        cdef int64_t until
+        cdef int64_t patience           # after which to look whether what is held back is due
         while True:
-            microseconds = -1       # for ever
-            if deadline < NEVER:
-                microseconds = max(<int64_t>0, (deadline - fp_now() + 999) // 1000)
+            until = deadline
+            if self.pacer is not None:
+                patience = self.pacer.patience_of(self.n_waiting)
+                if patience:
+                    until = min(deadline, fp_now() + patience)
+            microseconds = -1           # for ever
+            if until < NEVER:
+                microseconds = max(<int64_t>0, (until - fp_now() + 999) // 1000)
                 if microseconds > PY_TIMEOUT_MAX:
                     microseconds = PY_TIMEOUT_MAX
             # Before, too: a signal that came since the last line of Python interrupts no sleep.
             Py_MakePendingCalls()
             with nogil:
                 outcome = PyThread_acquire_lock_timed(waiter.lock, microseconds, 1)
+            if outcome == PY_LOCK_ACQUIRED:
+                return True
             if outcome != PY_LOCK_INTR:
-                return outcome == PY_LOCK_ACQUIRED
+                if until == deadline:
+                    return False
+                self.end_stall()
+
+    cdef end_stall(self):
+        """Lend what is held back if none of those that are lent comes back any more."""
+        cdef bint stalled
+        with self.mutex:
+            stalled = self.pacer is not None and self.pacer.has_stalled(fp_now())
+            if stalled:
+                self.pacer.relax()
+                self.width = 0
+        if stalled:
+            self.serve()
+
+    cdef stop_pacing(self):
+        """Lend all that there are, from now on."""
+        self.width = 0
+        self.pacer = None
+        if fp_load_seq(&self.attention):
+            self.serve()
+
+    cdef serve_held_back(self):
+        """A connection has left the table: one that was held back may take its turn."""
+        if self.width != 0:
+            self.serve()
 
     def park_until(self, Waiter waiter not None, double timeout):
         """Park the thread that watches with this waiter, *timeout* seconds at most."""
@@ -1277,13 +1331,16 @@ cdef class SlotTable:
         with self.mutex:
             if woken:
                 waiter.token = False
-            if fp_load(&waiter.outcome) == WAITING and self.first == <PyObject *>waiter:
+            if (fp_load(&waiter.outcome) == WAITING and self.first == <PyObject *>waiter
+                    and not self.holds_back()):
                 index = self.claim()
                 if index >= 0:
                     self.stamp_for(index, waiter)
                     self.settle(waiter, GRANTED, index, now)
                     found = True
             settled = fp_load(&waiter.outcome) != WAITING
+            if waiter.granted and self.pacer is not None:
+                self.pacer.came(now - waiter.granted)
         if found:
             return self.after_leaving(waiter)
         # A grant that comes from here on is still being written: it is for the next round.
@@ -1291,13 +1348,17 @@ cdef class SlotTable:
 
     def abandon(self, Waiter waiter not None):
         """Leave the queue: timed out, cancelled, interrupted. Return the connection if one was
-        granted meanwhile: the caller uses it, or gives it back."""
+        granted meanwhile, or was held back: the caller uses it, or gives it back."""
         cdef bint pass_on = False
         cdef int64_t now = fp_now()
+        cdef int index
         with self.mutex:
             if fp_load(&waiter.outcome) == WAITING and waiter.queued:
                 pass_on = waiter.token          # its wake-up is somebody else's now
-                self.settle(waiter, GONE, -1, now)
+                index = self.claim() if self.width else -1
+                if index >= 0:
+                    self.stamp_for(index, waiter)
+                self.settle(waiter, GRANTED if index >= 0 else GONE, index, now)
             elif fp_load(&waiter.outcome) == WAITING:
                 fp_store(&waiter.outcome, GONE)
         # Also when it was first and never woken: the next may have a free connection to claim.
@@ -1314,7 +1375,9 @@ cdef class SlotTable:
         if self.first == NULL:
             return self.serve_watcher(again, asleep)
         head = <Waiter>self.first
-        if not at_once and now - head.since < self.tau:
+        if self.holds_back():
+            return head
+        if not at_once and not self.width and now - head.since < self.tau:
             asleep[0] = not head.token and self.any_free()
             head.token |= asleep[0]
             return head
@@ -1324,6 +1387,7 @@ cdef class SlotTable:
         again[0] = True
         self.stamp_for(index, head)
         self.settle(head, GRANTED, index, now)
+        head.granted = now
         asleep[0] = not head.token      # else it is awake already, on its way to resume()
         head.token = True
         return head
@@ -1343,9 +1407,20 @@ cdef class SlotTable:
         again[0] = asleep[0] = True
         return head
 
-    cpdef object serve(self, bint at_once=False):
+    cdef bint holds_back(self) noexcept nogil:
+        """Whether as many are lent as should be at once while others wait."""
+        return self.width != 0 and self.present - self.n_free() >= self.width
+
+    cdef void pace(self, int64_t now) noexcept:
+        """A connection came back. Caller holds the mutex."""
+        cdef int64_t since = <int64_t>fp_load(&self.head_since)
+        if since != 0:
+            self.pacer.returned(now, fp_load(&self.turns), self.present, since)
+            self.width = self.pacer.width
+
+    cpdef object serve(self, bint at_once=False, bint returned=False):
         """While somebody waits and something is free: wake or grant, first come first served.
-        `at_once`: grant, however young the first waiter is."""
+        `at_once`: grant, however young the first waiter is. `returned`: a connection came back."""
         cdef Waiter waiter
         cdef bint again = True
         cdef bint asleep = False
@@ -1353,6 +1428,9 @@ cdef class SlotTable:
         while again:
             waiter = None
             with self.mutex:
+                if returned and self.pacer is not None:
+                    self.pace(now)
+                    returned = False
                 waiter = self.serve_one(now, at_once, &again, &asleep)
             if asleep:
                 self.wake(waiter)
@@ -1546,6 +1624,7 @@ cdef class SlotTable:
         """
         cdef int index, state
         cdef int taken = 0
+        cdef int present = 0
         cdef int growing = 0
         cdef int linked = 0
         cdef bint bit
@@ -1558,6 +1637,7 @@ cdef class SlotTable:
             bit = (fp_load(&self.chunk(index).free) >> (index & LAST)) & 1
             growing += self.chunk(index).details[index & LAST].growth
             taken += state != EMPTY
+            present += self.chunk(index).details[index & LAST].entry != NULL
             demand(bit == (state == AVAILABLE), f"slot {index} is {STATES[state]}, its bit {bit}")
             demand((slot.conn != NULL) == (state == AVAILABLE) or state == IN_USE,
                    f"slot {index} is {STATES[state]}, its reference {slot.conn != NULL}")
@@ -1570,6 +1650,7 @@ cdef class SlotTable:
             demand(fp_load(&(<Waiter>cursor).outcome) == WAITING, "a settled waiter is queued")
             cursor = (<Waiter>cursor).next
         demand(taken == self.size, f"{taken} slots taken, size {self.size}")
+        demand(present == self.present, f"{present} connections, counted {self.present}")
         demand(growing == self.growing, f"{growing} slots growing, counted {self.growing}")
         demand(linked == self.n_waiting, f"{linked} queued, counted {self.n_waiting}")
         demand(fp_load(&self.attention) % CLOSED_BIAS

@@ -208,7 +208,7 @@ cdef inline int put_back(FastPath pool, Entry entry, conn, int64_t now) except -
     table.make_available(table.slot(entry.index), entry, conn, now)
     table.publish(entry.index, True)
     if fp_load_seq(&table.attention):
-        table.serve()
+        table.serve(False, True)
         if fp_load(&table.is_closed):
             pool._sweep()
     return 0

@@ -140,6 +140,8 @@ class BasePool(FastPath):
     # What a newcomer may overtake the first waiter by, in ns; settled by measurement. Without a GIL
     # who waits for a connection need not wait for his turn to run too: more would only be unfair.
     _TAU_NS: ClassVar[int] = 2_000_000 if stacks.HAS_GIL else 500_000
+    # Whether to find out how many connections are best lent at once: see _pacing.pyx.
+    _PACES: ClassVar[bool] = stacks.HAS_GIL
     # What connects where no class is given.
     _DRIVER_CLASS: ClassVar[Any] = None
     # What borrows: "thread" or "task".
@@ -232,6 +234,7 @@ class BasePool(FastPath):
                 max_connecting=max_connecting,
                 tau_ns=self._TAU_NS,
                 keeps_idle=self._KEEPS_IDLE,
+                paces=self._PACES,
                 on_lost=self._make_on_lost(),
                 on_owed=self._make_on_owed(),
             )

@@ -22,6 +22,7 @@ class BaseNullPool(BasePool):
     _KEEPS_IDLE = False
     # Hand-off: what is not given to who waits would be closed.
     _TAU_NS = 0
+    _PACES = False
 
     @staticmethod
     def _check_size(min_size: int, max_size: int | None) -> tuple[int, int]:

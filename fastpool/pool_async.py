@@ -87,6 +87,7 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
     _OWNERS_ARE = "task"
     # Hand-off: waking a task costs no context switch, and no other runs meanwhile.
     _TAU_NS = 0
+    _PACES = False
 
     def __init__(
         self,

@@ -79,6 +79,9 @@ class Snapshot:
     """Requests that wait for a connection."""
     oldest_wait: float
     """How long the first of them has waited; 0 when nobody waits."""
+    lends_at_once: int
+    """So many connections at most while requests wait, for more would serve fewer; 0: all. The
+    others are available meanwhile."""
     slots: tuple[SlotInfo, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Snapshot:
             "counts": dict(self.counts),
             "waiting": self.waiting,
             "oldest_wait": self.oldest_wait,
+            "lends_at_once": self.lends_at_once,
             "slots": [slot.as_dict() for slot in self.slots],
         }
 
@@ -141,5 +145,6 @@ def take(
         counts=MappingProxyType(counts),
         waiting=waiting,
         oldest_wait=oldest * _NS,
+        lends_at_once=table.width,
         slots=slots,
     )
