@@ -35,6 +35,7 @@ LIMIT = 180
 TABLE = ("tests/core/test_transitions.py", "tests/core/test_waiting.py", "tests/core/test_races.py")
 ORACLE = ("tests/core/test_stateful.py",)
 PLAIN = ("tests/core/test_fastpath.py",)
+PACING = ("tests/core/test_pacing.py", "tests/core/test_holding_back.py")
 MODEL = "tests/model/test_mutations.py"
 
 
@@ -68,7 +69,7 @@ MUTANTS = (
         "a return serves nobody",
         CORE,
         "        self.publish(entry.index, new_turn)\n"
-        "        if fp_load_seq(&self.attention):\n            self.serve()\n",
+        "        if fp_load_seq(&self.attention):\n            self.serve(False, new_turn)\n",
         "        self.publish(entry.index, new_turn)\n",
     ),
     Mutant(
@@ -98,6 +99,48 @@ MUTANTS = (
         "            head.token |= asleep[0]\n",
         "",
         ORACLE,
+    ),
+    Mutant(
+        "what is held back is lent at the next return all the same",
+        CORE,
+        "self.present - self.n_free() >= self.width",
+        "False",
+        PACING,
+    ),
+    Mutant(
+        "nobody looks after a stall",
+        CORE,
+        "                    until = min(deadline, fp_now() + patience)\n",
+        "                    pass\n",
+        PACING,
+    ),
+    Mutant(
+        "who gives up leaves what is held back",
+        CORE,
+        "index = self.claim() if self.width else -1",
+        "index = -1",
+        PACING,
+    ),
+    Mutant(
+        "a connection that leaves the table counts as lent",
+        CORE,
+        "        self.present -= 1\n",
+        "",
+        PACING,
+    ),
+    Mutant(
+        "a trial that fails is kept",
+        "fastpool/_pacing.pyx",
+        "        self.width = self.kept\n",
+        "",
+        PACING,
+    ),
+    Mutant(
+        "connections are held back from waiters that don't look",
+        "fastpool/_pacing.pyx",
+        "            elif first_since > self.known_since:\n",
+        "            else:\n",
+        PACING,
     ),
     Mutant(
         "a lending does not bump the generation",

@@ -33,7 +33,7 @@ class PsycopgPool(Pool):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._pool = importlib.import_module(self.module).ConnectionPool(
+        self._pool = self._pool_class()(
             settings.dsn,
             connection_class=connection_class(settings),
             kwargs={"autocommit": settings.autocommit},
@@ -46,6 +46,9 @@ class PsycopgPool(Pool):
         self._pool.open(wait=True, timeout=_TIMEOUT)
         self.getconn, self.putconn = self._pool.getconn, self._pool.putconn
         self.connect, self.connection = self._pool.getconn, self._pool.connection
+
+    def _pool_class(self) -> Any:
+        return importlib.import_module(self.module).ConnectionPool
 
     def close(self) -> None:
         self._pool.close()
@@ -63,6 +66,12 @@ class Fastpool(PsycopgPool):
         super().__init__(settings)
         self.connect = self._pool.connect
 
+    @property
+    def lends_at_once(self) -> int:
+        """How many connections it has found best to lend at once while threads wait."""
+        width: int = self._pool.snapshot().lends_at_once
+        return width or self.settings.max_size
+
     def _cycle(self, scenario: str, n: int) -> float:
         before = self._pool.get_stats()["requests_num"]
         seconds = super()._cycle(scenario, n)
@@ -72,6 +81,15 @@ class Fastpool(PsycopgPool):
     def verify(self) -> None:
         _check(self._pool.get_stats(), self.settings)
         super().verify()
+
+
+class UnpacedFastpool(Fastpool):
+    """fastpool.ConnectionPool without its pacing: it lends all its connections at any time."""
+
+    name = "fastpool, all lent"
+
+    def _pool_class(self) -> Any:
+        return type("Unpaced", (super()._pool_class(),), {"_PACES": False})
 
 
 class AsyncPsycopgPool(AsyncPool):

@@ -67,8 +67,12 @@ def crowd(best: int, present: int) -> Load:
 
 
 def narrow(table: Any, width: int, present: int) -> None:
-    """Have *table*'s pacer find *width*, in a second of laps that ends now."""
+    """Have *table*'s pacer find *width*, in a second of laps.
+
+    They end half a second from now: no lap of the test's is too slow, and nothing is a stall, until
+    then, however busy the machine is.
+    """
     load = crowd(width, present)
     length = load.play(Pacer(), 1.0, start=MS)[0] - MS
-    load.play(table.pacer, 1.0, start=monotonic_ns() - length)
+    load.play(table.pacer, 1.0, start=monotonic_ns() - length + 500 * MS)
     assert table.pacer.width == width
