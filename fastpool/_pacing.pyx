@@ -18,14 +18,14 @@ LAG is the time from a grant to the moment at which the waiter that was woken ru
 less than 1/16 of the time for which connections are held, the GIL is free when it is wanted: all
 are lent. Where it is 1/8 or more, and only there, a smaller width is tried.
 
-TRIALS. A trial is a lap with half of the width, or twice. If it is faster by 1/8 it is kept, and
-the next lap tries the same again; else the width goes back, as soon as that shows, and the next
-trial comes after twice as many laps as this one did. This is hill climbing, on a hill that is
+TRIALS. A trial is TRIAL_LAPS laps with half of the width, or twice. If each is faster by 1/8 it is
+kept, and the next trial goes the same way; else the width goes back, as soon as that shows, and the
+next trial comes after twice as many laps as this one did. This is hill climbing, on a hill that is
 steep: the pace differs by 15 to 60 % from one power of two to the next.
 
 STALLS. A connection that is held back is lent at the next return. When those that are lent are
 held for longer all of a sudden, that may take long; so who has waited for twice as long as the
-pace says looks after it, and ends the holding back if nothing came back for STALL ns.
+pace says looks after it, and again STALL ns later. If nothing came back between, all are lent.
 
 SOURCES. The more connections, the less throughput: N. J. Gunther, Guerrilla Capacity Planning
 (2007), ch. 4-6 (universal scalability law). Finding the limit by measuring: as in the control of
@@ -41,6 +41,7 @@ cdef enum:
     LAP = 128                       # returns
     MOST_PATIENCE = 64              # laps
     MOST_PAUSES = 32
+    TRIAL_LAPS = 2
 
 cdef int64_t LAP_NS = 8_000_000
 cdef int64_t SLOW = 500_000
@@ -90,46 +91,44 @@ cdef class Pacer:
         cdef int64_t held = pace * (self.width if self.width else present)
         cdef int64_t lag = self.lag // self.n_lags if self.n_lags else 0
         if self.on_trial:
-            self.pace = pace
-            if 8 * pace < 7 * self.kept_pace:
-                self.patience = 1
-                self.keep(pace)
-                self.on_trial = self.step(present)
-                self.rest = self.patience
-            else:
+            if 8 * pace >= 7 * self.kept_pace:
                 self.give_up_trial()
+            elif self.on_trial < TRIAL_LAPS:
+                self.on_trial += 1
+            else:
+                self.pace = self.kept_pace = pace
+                self.kept = self.width
+                self.patience = self.rest = 1
+                self.on_trial = self.step(present)
         elif 16 * lag < held or self.width == 0 and not lag <= held <= 8 * lag:
             self.width = 0
             self.pace = 0
         else:
             if self.pace == 0:
                 self.known_since = now
-            self.pace = pace
+            self.pace = (3 * self.pace + pace) // 4 if self.pace else pace
             if self.rest > 0:
                 self.rest -= 1
             # Whoever queued before the pace was known does not look after a stall.
             elif first_since > self.known_since:
-                self.keep(pace)
+                self.kept = self.width
+                self.kept_pace = self.pace
                 self.upwards = self.width != 0 and not self.upwards
                 self.on_trial = self.step(present)
 
-    cdef void keep(self, int64_t pace) noexcept:
-        self.kept = self.width
-        self.kept_pace = pace
-
-    cdef bint step(self, int present) noexcept:
-        """Go to the next width. Return whether there is one."""
+    cdef int step(self, int present) noexcept:
+        """Go to the next width. Return 1, the first lap of its trial; 0 if there is none."""
         cdef int width = self.width if self.width else present
         width = 2 * width if self.upwards else (width + 1) // 2
         if width >= present:
             width = 0
         if width == self.width or present < 2:
-            return False
+            return 0
         self.width = width
-        return True
+        return 1
 
     cdef void give_up_trial(self) noexcept:
-        self.on_trial = False
+        self.on_trial = 0
         self.width = self.kept
         self.rest = self.patience
         self.patience = min(2 * self.patience, MOST_PATIENCE)
@@ -160,10 +159,18 @@ cdef class Pacer:
         self.pace = 0
 
     cpdef bint has_stalled(self, int64_t now) noexcept:
-        """Whether connections are held back, and none has come back for long."""
-        return self.width != 0 and now - self.last >= STALL
+        """Whether connections are held back, and none has come back from one look to another."""
+        if self.width == 0 or now - self.last < STALL:
+            return False
+        # Not at the first look: when the machine stood still, that comes before any return.
+        if self.suspected != self.last:
+            self.suspected = self.last
+            self.suspected_at = now
+        return now - self.suspected_at >= STALL
 
     cpdef int64_t patience_of(self, int waiting) noexcept:
         """For how long (ns) the last of so many waits before it looks after a stall; 0: for ever.
         """
-        return STALL + 2 * waiting * self.pace if self.pace else 0
+        if self.pace == 0:
+            return 0
+        return STALL if self.suspected == self.last else STALL + 2 * waiting * self.pace

@@ -91,15 +91,29 @@ def test_all_are_lent_again_as_soon_as_returns_are_slow() -> None:
     assert pacer.width == 0
 
 
-def test_it_is_a_stall_when_nothing_came_back_for_a_millisecond() -> None:
+def test_it_is_a_stall_when_nothing_came_back_between_two_looks_a_millisecond_apart() -> None:
     pacer = Pacer()
     assert not pacer.has_stalled(1 << 40)
     now, _ = crowd(2, 4).play(pacer, 1.0, until_width=2)
     assert not pacer.has_stalled(now + MS - 1)
-    assert pacer.has_stalled(now + MS)
+    assert not pacer.has_stalled(now + 50 * MS)
+    assert pacer.patience_of(60) == MS
+    assert not pacer.has_stalled(now + 51 * MS - 1)
+    assert pacer.has_stalled(now + 51 * MS)
     pacer.relax()
     assert pacer.width == 0
-    assert not pacer.has_stalled(now + MS)
+    assert not pacer.has_stalled(now + 60 * MS)
+
+
+def test_it_is_no_stall_when_the_machine_stood_still() -> None:
+    pacer = Pacer()
+    now, served = crowd(2, 4).play(pacer, 1.0, until_width=2)
+    assert not pacer.has_stalled(now + 50 * MS)
+    pacer.returned(now + 51 * MS, served.total() + 1, 4, now)
+    assert pacer.patience_of(60) > MS
+    assert not pacer.has_stalled(now + 51 * MS)
+    assert not pacer.has_stalled(now + 53 * MS)
+    assert pacer.width == 2
 
 
 def test_waiters_look_after_a_stall_once_the_pace_is_known_and_not_before() -> None:
