@@ -20,7 +20,7 @@ from fastpool.demo.postgres import PostgresServer
 from .depth import Point
 from .facts import facts_of
 from .interleave import interleave
-from .peers import POOLS, Pool, Settings
+from .peers import POOLS, Pool, Settings, present
 from .peers.fastpools import UnpacedFastpool
 from .report import units
 from .report.headlines import markdown_table
@@ -28,7 +28,8 @@ from .report.headlines import markdown_table
 SIZES = (2, 4, 8, 16)
 CLIENTS = 64
 PEERS: list[type[Pool]] = [
-    POOLS[name] for name in ("fastpool", "psycopg_pool", "bare") if name in POOLS
+    UnpacedFastpool,
+    *(POOLS[name] for name in present("fastpool", "psycopg_pool", "bare")),
 ]
 
 
@@ -38,7 +39,7 @@ def measure(dsn: str, size: int, rounds: int, seconds: float) -> dict[str, Any]:
     point = Point(clients=CLIENTS, connections=size, hold="SELECT 1")
     settings = Settings(dsn, size, size, autocommit=True)
     with contextlib.ExitStack() as stack:
-        pools = {peer.name: peer(settings) for peer in (UnpacedFastpool, *PEERS)}
+        pools = {peer.name: peer(settings) for peer in PEERS}
         for pool in pools.values():
             stack.callback(pool.close)
         results = interleave(
@@ -61,13 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="a round (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    loads = len(SIZES) * (len(PEERS) + 1) * options.rounds
+    loads = len(SIZES) * len(PEERS) * options.rounds
     print(f"{loads} loads of {options.seconds:g} s each", file=sys.stderr)
     with PostgresServer() as server:
         facts = facts_of(server.dsn)
-        rates = {
-            size: measure(server.dsn, size, options.rounds, options.seconds) for size in SIZES
-        }
+        rates = {size: measure(server.dsn, size, options.rounds, options.seconds) for size in SIZES}
     if options.json:
         json.dump({"facts": facts, "requests_a_second": rates}, sys.stdout, indent=1)
         print()

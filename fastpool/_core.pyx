@@ -331,7 +331,8 @@ cdef class SlotTable:
 
     def __cinit__(
         self, int min_size, int max_size, *, bint lifo=False, int max_connecting=1,
-        int64_t tau_ns=2_000_000, bint keeps_idle=True, bint paces=False, on_lost=None, on_owed=None,
+        int64_t tau_ns=2_000_000, bint keeps_idle=True, bint paces=False, on_lost=None,
+        on_owed=None,
     ):
         self.min_size = min_size
         self.max_size = max_size

@@ -22,6 +22,8 @@ cdef class Pacer:
     cdef int on_trial               # which lap of a trial this is; 0: none
     cdef bint upwards               # which way the next trial goes
     cdef int pauses                 # laps in a row in which the queue ran empty
+    cdef int64_t paused_at          # ns, the return before the last pause
+    cdef bint leaps                 # whether the last trial from all went to 2
     cdef int rest                   # laps until it
     cdef int patience               # laps after a trial that failed
 

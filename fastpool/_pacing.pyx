@@ -11,17 +11,21 @@ Where the server or the network is what requests wait for, it is the other way r
 connections are lent.
 
 LAPS. Throughput is measured in laps, of LAP returns and LAP_NS at least. A lap in which the queue
-ran empty says nothing, and after MOST_PAUSES of them in a row what was found is forgotten. So it is
-after a lap with fewer than a return per SLOW ns: there the GIL is not what requests wait for.
+ran empty says nothing, and after MOST_PAUSES of them in a row, LAP_NS apart, what was found is
+forgotten. So it is after a lap with fewer than a return per SLOW ns: there the GIL is not what
+requests wait for.
 
 LAG is the time from a grant to the moment at which the waiter that was woken runs. Where it is
 less than 1/16 of the time for which connections are held, the GIL is free when it is wanted: all
-are lent. Where it is 1/8 or more, and only there, a smaller width is tried.
+are lent. A smaller width is tried only where it is 1/8 or more, and no longer than connections are
+held; else newcomers that overtake do most of the work, and waiters are seldom handed anything.
 
 TRIALS. A trial is TRIAL_LAPS laps with half of the width, or twice. If each is faster by 1/8 it is
 kept, and the next trial goes the same way; else the width goes back, as soon as that shows, and the
 next trial comes after twice as many laps as this one did. This is hill climbing, on a hill that is
-steep: the pace differs by 15 to 60 % from one power of two to the next.
+steep: the pace differs by 15 to 60 % from one power of two to the next. But for the top of a large
+pool, where sixteen threads are in each other's way as much as eight are. So from all it is a leap
+to 2, and half of them, that are tried by turns.
 
 STALLS. A connection that is held back is lent at the next return. When those that are lent are
 held for longer all of a sudden, that may take long; so who has waited for twice as long as the
@@ -118,11 +122,13 @@ cdef class Pacer:
 
     cdef int step(self, int present) noexcept:
         """Go to the next width. Return 1, the first lap of its trial; 0 if there is none."""
-        cdef int width = self.width if self.width else present
-        width = 2 * width if self.upwards else (width + 1) // 2
+        cdef int width = 2 * self.width if self.upwards else (self.width + 1) // 2
+        if self.width == 0:
+            self.leaps = not self.leaps
+            width = 2 if self.leaps and present > 2 else (present + 1) // 2
         if width >= present:
             width = 0
-        if width == self.width or present < 2:
+        if width == self.width:
             return 0
         self.width = width
         return 1
@@ -143,9 +149,12 @@ cdef class Pacer:
         if self.on_trial:
             self.give_up_trial()
         self.began = 0
-        self.pauses += 1
-        if self.pauses > MOST_PAUSES:
-            self.relax()
+        # Those that follow at once are one: threads that start, or end.
+        if self.last - self.paused_at >= LAP_NS:
+            self.paused_at = self.last
+            self.pauses += 1
+            if self.pauses > MOST_PAUSES:
+                self.relax()
 
     cpdef void relax(self) noexcept:
         """Lend all, and find the width anew: connections are held for longer than they were."""

@@ -139,12 +139,30 @@ def test_nothing_is_held_back_from_waiters_that_would_not_look_after_it() -> Non
 
 def test_what_was_found_outlasts_an_empty_queue() -> None:
     pacer = Pacer()
-    crowd(2, 4).play(pacer, 1.0)
-    for _ in range(32):
+    now, _ = crowd(2, 4).play(pacer, 1.0)
+    for _ in range(100):  # threads that start: the queue is short, and empty again and again
         pacer.pause()
-    assert pacer.width == 2
+    for burst in range(32):
+        pacer.returned(now + burst * 10 * MS, burst, 4, now)
+        assert pacer.width == 2
+        pacer.pause()
+    pacer.returned(now + 330 * MS, 40, 4, now)
     pacer.pause()
     assert pacer.width == 0
+
+
+def test_what_is_no_better_with_half_may_be_with_two() -> None:
+    load = Load({16: 110 * US, 8: 110 * US, 4: 75 * US, 2: 55 * US, 1: 70 * US}, lag=0.2)
+    pacer = Pacer()
+    load.play(pacer, 1.0)
+    assert pacer.width == 2
+
+
+def test_what_is_no_better_with_two_may_be_with_half() -> None:
+    load = Load({8: 250 * US, 4: 190 * US, 2: 240 * US, 1: 340 * US}, lag=0.2)
+    pacer = Pacer()
+    load.play(pacer, 2.0)
+    assert pacer.width == 4
 
 
 def test_a_trial_ends_with_the_queue() -> None:

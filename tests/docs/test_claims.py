@@ -26,6 +26,13 @@ GUARANTEES = {
         "tests/core/test_waiting.py::test_the_order_of_the_line_is_the_order_of_service",
         "tests/core/test_waiting.py::test_a_newcomer_queues_behind_one_that_is_overdue",
     ],
+    "lends as many connections at once as serve most requests": [
+        "tests/core/test_pacing.py::test_it_finds_the_width_that_serves_most",
+        "tests/core/test_holding_back.py::test_a_stall_ends_the_holding_back",
+        "tests/core/test_holding_back.py::test_who_gives_up_waiting_takes_what_is_held_back",
+        "tests/pool/test_pacing.py::"
+        "test_who_waits_behind_one_that_holds_for_long_gets_what_is_held_back",
+    ],
     "leaves the queue at once": [
         f"{DEFECTS}::test_one_who_timed_out_takes_no_place_in_the_queue",
         f"{ASYNC}::test_what_was_given_to_one_who_is_cancelled_goes_to_the_next",
@@ -162,6 +169,10 @@ MENDED = {
 }
 
 DIFFERENT = {
+    "**Available while some wait.**": [
+        "tests/core/test_holding_back.py::test_each_return_serves_the_first_in_line_from_then_on",
+        "tests/pool/test_pacing.py::test_the_snapshot_says_how_many_are_lent_at_once",
+    ],
     "**Overtaking.**": [
         "tests/core/test_waiting.py::test_a_newcomer_queues_behind_one_that_is_overdue",
         "tests/core/test_waiting.py::test_the_order_of_the_line_is_the_order_of_service",
