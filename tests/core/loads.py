@@ -66,13 +66,13 @@ def crowd(best: int, present: int) -> Load:
     )
 
 
-def narrow(table: Any, width: int, present: int) -> None:
+def narrow(table: Any, width: int, present: int, *, ahead: float = 60.0) -> None:
     """Have *table*'s pacer find *width*, in a second of laps.
 
-    They end half a second from now: no lap of the test's is too slow, and nothing is a stall, until
-    then, however busy the machine is.
+    They end *ahead* seconds from now: until then no lap of the test's is too slow, and nothing is a
+    stall, however busy the machine is.
     """
     load = crowd(width, present)
     length = load.play(Pacer(), 1.0, start=MS)[0] - MS
-    load.play(table.pacer, 1.0, start=monotonic_ns() - length + 500 * MS)
+    load.play(table.pacer, 1.0, start=monotonic_ns() - length + int(ahead * 1e9))
     assert table.pacer.width == width

@@ -6,6 +6,7 @@ core; here is what a borrower sees of it, on real connections.
 
 from __future__ import annotations
 
+import sysconfig
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,21 +17,23 @@ from core.loads import narrow
 from core.stubs import in_threads
 
 import fastpool
-from fastpool import stacks
 
-pytestmark = pytest.mark.skipif(not stacks.HAS_GIL, reason="there is no GIL to wait for")
+pytestmark = pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="such a pool holds nothing back"
+)
 
 JOIN = 30.0
 
 
 @pytest.fixture
-def crowded(new_pool: Callable[..., Any]) -> Callable[[int, int], Any]:
-    """`crowded(size, width)`: a pool that has found out how many of its connections to lend."""
+def crowded(new_pool: Callable[..., Any]) -> Callable[..., Any]:
+    """`crowded(size, width, ahead=60.0)`: a pool that has found out how many of its connections to
+    lend, and takes nothing for a stall for *ahead* seconds."""
 
-    def build(size: int, width: int) -> Any:
+    def build(size: int, width: int, ahead: float = 60.0) -> Any:
         pool = new_pool(min_size=size, max_size=size)
         pool.wait(JOIN)
-        narrow(pool._table, width, size)
+        narrow(pool._table, width, size, ahead=ahead)
         return pool
 
     return build
@@ -66,7 +69,7 @@ def test_threads_that_query_get_what_they_asked_for(new_pool: Callable[..., Any]
     pool._table.verify()
 
 
-def test_the_snapshot_says_how_many_are_lent_at_once(crowded: Callable[[int, int], Any]) -> None:
+def test_the_snapshot_says_how_many_are_lent_at_once(crowded: Callable[..., Any]) -> None:
     pool = crowded(2, 1)
     assert pool.snapshot().lends_at_once == 0  # nobody has waited yet
     with ThreadPoolExecutor(4) as threads:
@@ -83,9 +86,9 @@ def test_the_snapshot_says_how_many_are_lent_at_once(crowded: Callable[[int, int
 
 
 def test_who_waits_behind_one_that_holds_for_long_gets_what_is_held_back(
-    crowded: Callable[[int, int], Any],
+    crowded: Callable[..., Any],
 ) -> None:
-    pool = crowded(2, 1)
+    pool = crowded(2, 1, ahead=0.5)
     first, second = pool.getconn(), pool.getconn()
     with ThreadPoolExecutor(3) as threads:
         waits = [threads.submit(pool.getconn, JOIN) for _ in range(3)]
@@ -101,9 +104,9 @@ def test_who_waits_behind_one_that_holds_for_long_gets_what_is_held_back(
 
 
 def test_a_borrower_that_borrows_again_gets_what_is_held_back(
-    crowded: Callable[[int, int], Any],
+    crowded: Callable[..., Any],
 ) -> None:
-    pool = crowded(4, 1)
+    pool = crowded(4, 1, ahead=0.5)
 
     def work() -> None:
         for _ in range(20):
