@@ -190,7 +190,7 @@ def test_two_hundred_interrupted_waits_lose_nothing(
     all_there: Callable[[Any], None],
 ) -> None:
     pool = new_pool()
-    conn = pool.getconn()
+    conn = spawn(pool.getconn).result()  # by another thread: with its own it would be a deadlock
     over = threading.Event()
 
     def interrupt() -> None:
