@@ -894,13 +894,16 @@ cdef class SlotTable:
     def grow(self):
         """Start one connect for those who wait, or towards min_size: its debt, else -1.
 
-        At most max_connecting at once, and no more than there are waiters to serve. Where none
-        stands idle, who waits for the pool to be ready waits for one too.
+        At most max_connecting at once, and no more than there are waiters to serve, those not
+        counted for whom there is one that is held back. Where none stands idle, who waits for the
+        pool to be ready waits for one too.
         """
         cdef int index = -1
         cdef int wanted
         with self.mutex:
             wanted = self.n_waiting if self.keeps_idle else self.n_waiting + self.n_watching
+            if self.width != 0:
+                wanted -= self.n_free()
             if (self.has_room() and self.growing < self.max_connecting
                     and (wanted > self.growing or self.size < self.min_size)):
                 index = self.enter_locked(True)

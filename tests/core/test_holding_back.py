@@ -110,6 +110,22 @@ def test_a_waiter_that_was_woken_to_compete_finds_nothing_while_enough_are_lent(
     assert waiter.is_settled
 
 
+def test_it_does_not_grow_for_those_for_whom_one_is_held_back() -> None:
+    table = full(4, 100, tau_ns=0, paces=True)
+    lent = [table.lend() for _ in range(4)]
+    narrow(table, 1, 4)
+    waiters = [queue(table) for _ in range(5)]
+    for conn in lent:
+        table.give_back(conn)
+    assert settled(waiters) == 1
+    assert table.counts() == (4, 3, 4)
+    debt = table.grow()
+    assert debt != -1  # for the fourth
+    table.connect(debt)
+    assert table.counts() == (5, 4, 4)
+    assert table.grow() == -1
+
+
 def test_a_connection_that_leaves_the_table_makes_room_for_one_held_back() -> None:
     table, lent, waiters = crowded(4, 2)
     for conn in lent[:3]:
