@@ -8,6 +8,7 @@ its slot table must be consistent, and no slot may be left in a passing state.
 from __future__ import annotations
 
 import collections
+import gc
 import logging
 import os
 import subprocess
@@ -30,6 +31,17 @@ import fastpool
 import fastpool.base
 
 PASSING_STATES = ("connecting", "returning", "reserved", "closing")
+
+
+@pytest.fixture
+def no_pool_threads(eventually: Callable[..., Any]) -> None:
+    """Let the threads of earlier tests' pools end, also of those that only the collector frees."""
+    gc.collect()
+    names = ("fastpool-", "p-worker")
+    eventually(
+        lambda: not any(thread.name.startswith(names) for thread in threading.enumerate()),
+        what="no pool's threads",
+    )
 
 
 # --- pools ------------------------------------------------------------------------------------

@@ -457,6 +457,8 @@ def test_a_pool_that_is_dropped_leaves_no_watch(
     conn.close()
 
 
+# A process has one housekeeper: another one beside it would take its wake-ups.
+@pytest.mark.usefixtures("no_pool_threads")
 def test_a_timer_that_is_due_late_wakes_nobody_and_a_cancelled_one_is_let_go(
     eventually: Callable[..., Any],
 ) -> None:

@@ -21,17 +21,12 @@ import fastpool.workers
 
 EXIT_SECONDS = 2.0
 
+pytestmark = pytest.mark.usefixtures("no_pool_threads")
+
 
 def names(start: str) -> list[str]:
     """The names of the live threads that begin like this, sorted."""
     return sorted(t.name for t in threading.enumerate() if t.name.startswith(start))
-
-
-@pytest.fixture(autouse=True)
-def no_threads_before(eventually: Callable[..., Any]) -> None:
-    """Let the threads of earlier tests' pools end, also of those that only the collector frees."""
-    gc.collect()
-    eventually(lambda: not names("fastpool-") and not names("p-worker"), what="no pool's threads")
 
 
 @pytest.fixture
