@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from statistics import median
 
@@ -53,20 +53,17 @@ def measure(dsn: str, rounds: int, seconds: float) -> dict[str, dict[str, float]
     choices = {"all cores": every, "one core": every[:1]}
     settings = Settings(dsn, POINT.connections, POINT.connections, autocommit=True)
     with contextlib.ExitStack() as stack:
-        pools = {peer: POOLS[peer](settings) for peer in present(*PEERS)}
-        for pool in pools.values():
-            stack.callback(pool.close)
-        results = interleave(
-            {
-                (peer, name): partial(contend_on, cores, pool, seconds)
-                for peer, pool in pools.items()
-                for name, cores in choices.items()
-            },
-            rounds,
-        )
+        loads: dict[tuple[str, str], Callable[[], Round]] = {}
+        for peer in present(*PEERS):
+            for name, cores in choices.items():
+                # A pool of its own, for fastpool learns from its load.
+                pool = POOLS[peer](settings)
+                stack.callback(pool.close)
+                loads[peer, name] = partial(contend_on, cores, pool, seconds)
+        results = interleave(loads, rounds)
     return {
         peer: {name: median(each.rate for each in results[peer, name]) for name in choices}
-        for peer in pools
+        for peer in present(*PEERS)
     }
 
 

@@ -208,6 +208,7 @@ cdef class SlotTable:
     cdef int n_watching
     cdef PyObject *first            # FIFO of waiters; the queue holds a reference to each
     cdef PyObject *last
+    cdef PyObject *lookout          # of those, the one that looks after a stall; NULL: nobody does
     cdef PyObject *first_watcher    # those who wait until min_size stand available
     cdef PyObject *last_watcher
     cdef int64_t wait_ns
@@ -279,7 +280,9 @@ cdef class SlotTable:
     cdef Waiter serve_one(self, int64_t now, bint at_once, bint *again, bint *asleep)
     cdef int give_up(self, int index) except -1
     cdef bint holds_back(self) noexcept nogil
-    cdef void pace(self, int64_t now) noexcept
+    cdef void heed_pacer(self) noexcept
+    cdef Waiter appoint_lookout(self)
+    cdef Waiter pace(self, int64_t now)
     cdef end_stall(self)
     cdef stop_pacing(self)
     cdef serve_held_back(self)

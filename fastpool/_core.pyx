@@ -41,7 +41,9 @@ resize) is followed by grow(), which looks at the waiters under the mutex.
 PACING. Threads that share a GIL often get more done with fewer connections: _pacing.pyx finds out
 with how many. While somebody waits no more than `width` are lent at once then, and the others stay
 AVAILABLE: held back. A return, a connection that leaves the table and a stall serve the first in
-the queue; a waiter whose time is over takes what is held back. Newcomers queue meanwhile.
+the queue; a waiter whose time is over takes what is held back. Newcomers queue meanwhile. One of
+those who wait, the lookout, looks after stalls. When it is served, the next that queues takes its
+place; if nobody has until it runs, it wakes the last in the queue for that.
 
 OVERTAKING. While the first waiter is younger than `tau`, serve() only wakes it, to compete with
 newcomers; once it is older, newcomers queue and returns are handed to it directly. Waking costs
@@ -1040,6 +1042,8 @@ cdef class SlotTable:
                 fp_store(&self.head_since, <uint64_t>waiter.since)
             self.last = me
             self.n_waiting += 1
+            if self.width != 0 and self.lookout == NULL:
+                self.lookout = me
         fp_add_seq(&self.attention, 1)
 
     cdef void unlink(self, Waiter waiter, bint watcher) noexcept:
@@ -1062,9 +1066,11 @@ cdef class SlotTable:
                 fp_store(&self.head_since, <uint64_t>(<Waiter>after).since if after != NULL else 0)
                 if after == NULL and self.pacer is not None:
                     self.pacer.pause()
-                    self.width = self.pacer.width
+                    self.heed_pacer()
             if after == NULL:
                 self.last = before
+            if self.lookout == <PyObject *>waiter:
+                self.lookout = NULL
             self.n_waiting -= 1
         fp_add_seq(&self.attention, <uint64_t>-1)
         waiter.next = waiter.previous = NULL
@@ -1236,13 +1242,10 @@ cdef class SlotTable:
         cdef long long microseconds
         cdef int outcome
         cdef int64_t until
-        cdef int64_t patience           # after which to look whether what is held back is due
         while True:
             until = deadline
-            if self.pacer is not None:
-                patience = self.pacer.patience_of(self.n_waiting)
-                if patience:
-                    until = min(deadline, fp_now() + patience)
+            if self.lookout == <PyObject *>waiter:
+                until = min(deadline, fp_now() + self.pacer.patience_of(self.n_waiting))
             microseconds = -1           # for ever
             if until < NEVER:
                 microseconds = max(<int64_t>0, (until - fp_now() + 999) // 1000)
@@ -1259,6 +1262,25 @@ cdef class SlotTable:
                     return False
                 self.end_stall()
 
+    cdef void heed_pacer(self) noexcept:
+        """Lend as many at once as it says. Caller holds the mutex."""
+        self.width = self.pacer.width
+        if self.width == 0:
+            self.lookout = NULL
+
+    cdef Waiter appoint_lookout(self):
+        """Have the last in the queue look after a stall, where that is called for and nobody does.
+        Return it if it has to be woken for that, outside the mutex, which the caller holds."""
+        cdef Waiter last
+        if self.width == 0 or self.lookout != NULL or self.last == NULL:
+            return None
+        self.lookout = self.last
+        last = <Waiter>self.last
+        if last.token:
+            return None                 # it is awake
+        last.token = True
+        return last
+
     cdef end_stall(self):
         """Lend what is held back if none of those that are lent comes back any more."""
         cdef bint stalled
@@ -1266,14 +1288,16 @@ cdef class SlotTable:
             stalled = self.pacer is not None and self.pacer.has_stalled(fp_now())
             if stalled:
                 self.pacer.relax()
-                self.width = 0
+                self.heed_pacer()
         if stalled:
             self.serve()
 
     cdef stop_pacing(self):
         """Lend all that there are, from now on."""
-        self.width = 0
-        self.pacer = None
+        with self.mutex:
+            self.width = 0
+            self.lookout = NULL
+            self.pacer = None
         if fp_load_seq(&self.attention):
             self.serve()
 
@@ -1332,6 +1356,7 @@ cdef class SlotTable:
         cdef int64_t now = fp_now()
         cdef bint found = False
         cdef bint settled
+        cdef Waiter lookout = None
         with self.mutex:
             if woken:
                 waiter.token = False
@@ -1343,8 +1368,12 @@ cdef class SlotTable:
                     self.settle(waiter, GRANTED, index, now)
                     found = True
             settled = fp_load(&waiter.outcome) != WAITING
-            if waiter.granted and self.pacer is not None:
-                self.pacer.came(now - waiter.granted)
+            if self.pacer is not None:
+                if waiter.granted:
+                    self.pacer.came(now - waiter.granted)
+                lookout = self.appoint_lookout()
+        if lookout is not None:
+            self.wake(lookout)
         if found:
             return self.after_leaving(waiter)
         # A grant that comes from here on is still being written: it is for the next round.
@@ -1356,6 +1385,7 @@ cdef class SlotTable:
         cdef bint pass_on = False
         cdef int64_t now = fp_now()
         cdef int index
+        cdef Waiter lookout
         with self.mutex:
             if fp_load(&waiter.outcome) == WAITING and waiter.queued:
                 pass_on = waiter.token          # its wake-up is somebody else's now
@@ -1365,6 +1395,9 @@ cdef class SlotTable:
                 self.settle(waiter, GRANTED if index >= 0 else GONE, index, now)
             elif fp_load(&waiter.outcome) == WAITING:
                 fp_store(&waiter.outcome, GONE)
+            lookout = self.appoint_lookout()
+        if lookout is not None:
+            self.wake(lookout)
         # Also when it was first and never woken: the next may have a free connection to claim.
         if pass_on or fp_load_seq(&self.attention):
             self.serve()
@@ -1415,17 +1448,21 @@ cdef class SlotTable:
         """Whether as many are lent as should be at once while others wait."""
         return self.width != 0 and self.present - self.n_free() >= self.width
 
-    cdef void pace(self, int64_t now) noexcept:
-        """A connection came back. Caller holds the mutex."""
-        cdef int64_t since = <int64_t>fp_load(&self.head_since)
-        if since != 0:
-            self.pacer.returned(now, fp_load(&self.turns), self.present, since)
-            self.width = self.pacer.width
+    cdef Waiter pace(self, int64_t now):
+        """A connection came back. Return a waiter that has to be woken, as appoint_lookout()."""
+        cdef int before = self.width
+        if self.first == NULL:
+            return None
+        self.pacer.returned(now, fp_load(&self.turns), self.present)
+        self.heed_pacer()
+        # Later on those who come, and those who leave, see to it that somebody is.
+        return self.appoint_lookout() if before == 0 else None
 
     cpdef object serve(self, bint at_once=False, bint returned=False):
         """While somebody waits and something is free: wake or grant, first come first served.
         `at_once`: grant, however young the first waiter is. `returned`: a connection came back."""
         cdef Waiter waiter
+        cdef Waiter lookout = None
         cdef bint again = True
         cdef bint asleep = False
         cdef int64_t now = fp_now()
@@ -1433,11 +1470,13 @@ cdef class SlotTable:
             waiter = None
             with self.mutex:
                 if returned and self.pacer is not None:
-                    self.pace(now)
+                    lookout = self.pace(now)
                     returned = False
                 waiter = self.serve_one(now, at_once, &again, &asleep)
             if asleep:
                 self.wake(waiter)
+        if lookout is not None:
+            self.wake(lookout)
 
     def watch(self, Waiter waiter not None):
         """Wait until min_size connections stand available. True when they do already."""
@@ -1631,6 +1670,7 @@ cdef class SlotTable:
         cdef int present = 0
         cdef int growing = 0
         cdef int linked = 0
+        cdef int looked_out = 0
         cdef bint bit
         cdef Slot *slot
         cdef PyObject *cursor
@@ -1651,12 +1691,14 @@ cdef class SlotTable:
         cursor = self.first
         while cursor != NULL:
             linked += 1
+            looked_out += cursor == self.lookout
             demand(fp_load(&(<Waiter>cursor).outcome) == WAITING, "a settled waiter is queued")
             cursor = (<Waiter>cursor).next
         demand(taken == self.size, f"{taken} slots taken, size {self.size}")
         demand(present == self.present, f"{present} connections, counted {self.present}")
         demand(growing == self.growing, f"{growing} slots growing, counted {self.growing}")
         demand(linked == self.n_waiting, f"{linked} queued, counted {self.n_waiting}")
+        demand(looked_out == (self.lookout != NULL), "the lookout is not queued")
         demand(fp_load(&self.attention) % CLOSED_BIAS
                == <uint64_t>(self.n_waiting + self.n_watching), "attention miscounts")
         demand(self.max_size == 0 or self.size <= self.max_size or self.surplus,

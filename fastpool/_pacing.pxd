@@ -9,7 +9,6 @@ cimport cython
 cdef class Pacer:
     cdef readonly int width         # lend no more at once while others wait; 0: all there are
     cdef readonly int64_t pace      # ns from one return to the next, lately; 0: unknown
-    cdef int64_t known_since        # ns, since when the pace is known without a break
     cdef int64_t last               # ns, the last return
     cdef int64_t suspected          # the last return, when a look found that it was long ago
     cdef int64_t suspected_at       # ns, when
@@ -27,13 +26,13 @@ cdef class Pacer:
     cdef int rest                   # laps until it
     cdef int patience               # laps after a trial that failed
 
-    cpdef void returned(self, int64_t now, uint64_t turn, int present, int64_t first_since) noexcept
+    cpdef void returned(self, int64_t now, uint64_t turn, int present) noexcept
     cpdef void came(self, int64_t lag) noexcept
     cpdef void pause(self) noexcept
     cpdef void relax(self) noexcept
     cpdef bint has_stalled(self, int64_t now) noexcept
     cpdef int64_t patience_of(self, int waiting) noexcept
     cdef void begin(self, int64_t now, uint64_t turn) noexcept
-    cdef void judge(self, int64_t now, int64_t pace, int present, int64_t first_since) noexcept
+    cdef void judge(self, int64_t pace, int present) noexcept
     cdef void give_up_trial(self) noexcept
     cdef int step(self, int present) noexcept

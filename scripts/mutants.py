@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "nobody looks after a stall",
         CORE,
-        "                    until = min(deadline, fp_now() + patience)\n",
-        "                    pass\n",
+        "            if self.lookout == <PyObject *>waiter:\n                until",
+        "            if False:\n                until",
         PACING,
     ),
     Mutant(
@@ -136,10 +136,32 @@ MUTANTS = (
         PACING,
     ),
     Mutant(
-        "connections are held back from waiters that don't look",
-        "fastpool/_pacing.pyx",
-        "            elif first_since > self.known_since:\n",
-        "            else:\n",
+        "a lookout that is served hands that on to nobody",
+        CORE,
+        "                    self.pacer.came(now - waiter.granted)\n"
+        "                lookout = self.appoint_lookout()\n",
+        "                    self.pacer.came(now - waiter.granted)\n",
+        PACING,
+    ),
+    Mutant(
+        "a lookout that gives up hands that on to nobody",
+        CORE,
+        "GONE)\n            lookout = self.appoint_lookout()\n",
+        "GONE)\n            lookout = None\n",
+        PACING,
+    ),
+    Mutant(
+        "when holding back begins nobody is woken to look after it",
+        CORE,
+        "return self.appoint_lookout() if before == 0 else None",
+        "return None",
+        PACING,
+    ),
+    Mutant(
+        "a lookout that has left is still taken for one",
+        CORE,
+        "            if self.lookout == <PyObject *>waiter:\n                self.lookout = NULL\n",
+        "",
         PACING,
     ),
     Mutant(

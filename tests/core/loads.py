@@ -45,7 +45,7 @@ class Load:
             now += int(passed)
             served[width] += 1
             pacer.came(int(self.lag * width * self.pace[width]))
-            pacer.returned(now, served.total(), present, now - 1)
+            pacer.returned(now, served.total(), present)
             if until_width is not None and pacer.width == until_width:
                 return now, served
         return now, served

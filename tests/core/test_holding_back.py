@@ -20,14 +20,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def crowded(
-    size: int, width: int, ahead: float = 60.0
-) -> tuple[CheckedTable, list[Stub], list[Waiter]]:
-    """A table with all its connections lent, 8 waiters for them, and the width found. There is no
-    stall for *ahead* seconds."""
+def crowded(size: int, width: int) -> tuple[CheckedTable, list[Stub], list[Waiter]]:
+    """A table with all its connections lent, 8 waiters for them, and the width found."""
     table = full(size, tau_ns=0, paces=True)
     lent = [table.lend() for _ in range(size)]
-    narrow(table, width, size, ahead=ahead)
+    narrow(table, width, size)
     return table, lent, [queue(table) for _ in range(8)]
 
 
@@ -35,6 +32,31 @@ def queue(table: CheckedTable) -> Waiter:
     waiter = Waiter()
     assert table.enqueue(waiter) is None
     return waiter
+
+
+def borrow(table: CheckedTable, waiter: Waiter) -> None:
+    """Wait, as a thread does, and give the connection back."""
+    conn = table.raw.wait(waiter, 20.0)
+    table.raw.begin_return(conn)
+    table.raw.restore(conn)
+
+
+def looks_out(table: CheckedTable, lookout: Waiter, others: list[Waiter]) -> bool:
+    """Whether all is lent after a stall if of these waiters one thread alone is awake to see it.
+    The others, in their order, are served by whatever is given back."""
+
+    def serve_the_others() -> bool:
+        conn = table.raw.wait(others[0], 20.0)
+        ended = table.width == 0
+        table.raw.begin_return(conn)
+        table.raw.restore(conn)
+        for waiter in others[1:]:
+            borrow(table, waiter)
+        return ended
+
+    found, _ = in_threads(serve_the_others, lambda: borrow(table, lookout))
+    table.verify()
+    return bool(found)
 
 
 def settled(waiters: list[Waiter]) -> int:
@@ -150,35 +172,83 @@ def test_a_lent_session_that_ends_makes_room_for_one_held_back() -> None:
     assert settled(waiters) == 1
 
 
-def test_a_stall_ends_the_holding_back() -> None:
+def test_the_last_in_the_queue_looks_after_a_stall() -> None:
     # One is lent, and never comes back. Nothing happens but that time passes: 1 ms, and what the
-    # others would have needed.
-    table, lent, waiters = crowded(2, 1, ahead=0.5)
+    # others would have needed. Those that queued before anything was held back sleep: it is woken.
+    table, lent, waiters = crowded(2, 1)
     table.give_back(lent[0])
     assert settled(waiters) == 0
-    raw = table.raw
-    [conn] = in_threads(lambda: raw.wait(waiters[0], 20.0))
-    assert conn is lent[0]
+    assert looks_out(table, waiters[7], waiters[:7])
+
+
+def test_the_others_sleep_through_a_stall() -> None:
+    table, lent, waiters = crowded(2, 1)
+    table.give_back(lent[0])
+    [conn] = in_threads(lambda: table.raw.wait(waiters[6], 0.1))
+    assert conn is lent[0]  # when its time was over
+    assert table.width == 1
+
+
+def test_a_lookout_that_is_served_hands_that_on_to_the_last_in_the_queue() -> None:
+    table, lent, waiters = crowded(2, 1)
+    table.give_back(lent[0])
+    waiters += [queue(table) for _ in range(3)]
+    table.give_back(lent[1])
+    for waiter in waiters[:7]:
+        table.give_back(table.resume(waiter))
+    assert settled(waiters) == 8
+    kept = table.resume(waiters[7])
+    assert kept is not None
+    assert looks_out(table, waiters[10], waiters[8:10])
+
+
+def test_the_next_that_queues_takes_the_place_of_a_lookout_that_is_served() -> None:
+    table, lent, waiters = crowded(2, 1)
+    table.give_back(lent[0])
+    waiters += [queue(table) for _ in range(3)]
+    table.give_back(lent[1])
+    for waiter in waiters[:7]:
+        table.give_back(table.resume(waiter))
+    waiters += [queue(table) for _ in range(2)]
+    kept = table.resume(waiters[7])
+    assert kept is not None
+    assert looks_out(table, waiters[11], [*waiters[8:11], waiters[12]])
+
+
+def test_a_lookout_that_gives_up_hands_that_on() -> None:
+    table, lent, waiters = crowded(3, 2)
+    table.give_back(lent[0])
+    table.give_back(lent[1])
+    kept = table.resume(waiters[0])
+    assert kept is not None
+    taken = table.abandon(waiters[7])
+    assert taken is not None
+    table.give_back(taken)
+    assert settled(waiters[:7]) == 1
+    assert looks_out(table, waiters[6], waiters[1:6])
+
+
+def test_a_lookout_that_is_interrupted_after_its_grant_hands_that_on() -> None:
+    table, lent, waiters = crowded(2, 1)
+    table.give_back(lent[0])
+    late = queue(table)
+    table.give_back(lent[1])
+    for waiter in waiters[:7]:
+        table.give_back(table.resume(waiter))
+    kept = table.abandon(waiters[7])
+    assert kept is not None
+    assert settled([late]) == 0
+    [conn] = in_threads(lambda: table.raw.wait(late, 20.0))
+    assert conn is not kept
     assert table.width == 0
-    table.verify()
 
 
 def test_a_wait_that_is_not_a_stall_goes_on() -> None:
     # Returns go on coming, so what is held back stays so, and waiters are served in their order.
     table, lent, waiters = crowded(2, 1)
-    raw = table.raw
     table.give_back(lent[0])
     table.give_back(lent[1])
-    order: list[int] = []
-
-    def borrow(number: int) -> None:
-        conn = raw.wait(waiters[number], 20.0)
-        order.append(number)
-        raw.begin_return(conn)
-        raw.restore(conn)
-
-    in_threads(*(lambda number=number: borrow(number) for number in range(8)))
-    assert sorted(order) == list(range(8))
+    in_threads(*(lambda waiter=waiter: borrow(table, waiter) for waiter in waiters))
     table.verify()
     assert table.counts() == (2, 2, 0)
 
@@ -194,15 +264,14 @@ def test_a_waiter_that_parks_elsewhere_ends_the_pacing() -> None:
 
 
 def test_a_connection_collected_while_it_is_lent_is_not_counted_as_lent() -> None:
-    table, lent, waiters = crowded(3, 1, ahead=0.5)
+    table, lent, waiters = crowded(3, 1)
     table.give_back(lent.pop())
     lent.clear()
     gc.collect()
     assert table.counts()[1:] == (1, 8)
     assert table.width == 1
-    # Nothing comes back: the next that looks finds nothing lent, and a connection held back.
-    [conn] = in_threads(lambda: table.raw.wait(waiters[0], 20.0))
-    assert conn is not None
+    # Nothing comes back: the lookout finds nothing lent, and a connection held back.
+    assert looks_out(table, waiters[7], waiters[:7])
 
 
 def test_closing_ends_all_waits() -> None:

@@ -28,7 +28,7 @@ GUARANTEES = {
     ],
     "lends as many connections at once as serve most requests": [
         "tests/core/test_pacing.py::test_it_finds_the_width_that_serves_most",
-        "tests/core/test_holding_back.py::test_a_stall_ends_the_holding_back",
+        "tests/core/test_holding_back.py::test_the_last_in_the_queue_looks_after_a_stall",
         "tests/core/test_holding_back.py::test_who_gives_up_waiting_takes_what_is_held_back",
         "tests/pool/test_pacing.py::"
         "test_who_waits_behind_one_that_holds_for_long_gets_what_is_held_back",
