@@ -86,12 +86,13 @@ stress: $(VENV)/.has-test ## random actions for STRESS_SECONDS
 # An interrupt may strike the very end of a thread; what matters is in the ledgers.
 	@$(BIN)/pytest -m stress -p no:threadexception $(PYTEST_ARGS)
 
-# The interpreter is an ordinary one, so the sanitizers' libraries are loaded before it.
+# The interpreter is an ordinary one, so the sanitizers' libraries are loaded before it; and the
+# tests' scripts take the installed package, for the checkout gets no modules of this kind.
 .PHONY: asan
 asan: ## the core's and the pools' tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) VENV=$(VENV)-asan FASTPOOL_SANITIZE=address,undefined $(VENV)-asan/.has-test
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 FASTPOOL_EXAMPLES=40 \
+	    PYTHONSAFEPATH=1 PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 FASTPOOL_EXAMPLES=40 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(VENV)-asan/bin/pytest $(SANITIZED) --timeout 300 -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
