@@ -33,17 +33,21 @@ KEYS = {
 
 
 def defect(
-    reason: str, raises: str | type[BaseException] = AssertionError, condition: bool = True
+    reason: str,
+    raises: str | type[BaseException] = AssertionError,
+    condition: bool = True,
+    at_times: bool = False,
 ) -> pytest.MarkDecorator:
     """Run the test on both implementations; on psycopg_pool it fails with *raises*, a class or the
     name of one of its exceptions.
 
     *condition*: whether the defect shows with the installed psycopg and this Python.
+    *at_times*: psycopg_pool needs bad luck to fail; else it always does.
     """
     expected: Any = raises
     if isinstance(raises, str):
         expected = getattr(psycopg_pool, raises) if psycopg_pool else Exception
-    fails = pytest.mark.xfail(condition, reason=reason, raises=expected, strict=True)
+    fails = pytest.mark.xfail(condition, reason=reason, raises=expected, strict=not at_times)
     return pytest.mark.parametrize(
         "impl", [pytest.param("psycopg_pool", marks=fails), "fastpool"], indirect=True
     )
