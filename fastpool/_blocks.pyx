@@ -22,6 +22,8 @@ from fastpool._fastpath cimport (
 import functools
 import sys
 
+from psycopg import _connection_base, connection, connection_async
+
 cdef object is_finalizing = sys.is_finalizing       # the module may be gone by then
 
 # --- the driver's own `with conn:` ------------------------------------------------------------
@@ -36,9 +38,9 @@ cdef tuple DRIVER_METHODS = (
     "__enter__", "__exit__", "commit", "_commit_gen", "wait", "closed", "close",
 )
 cdef tuple ASYNC_DRIVER_METHODS = ("__aenter__", "__aexit__") + DRIVER_METHODS[2:]
-cdef tuple DRIVER_MODULES = (
-    "psycopg.connection", "psycopg.connection_async", "psycopg._connection_base",
-)
+# By identity, for who wraps a method gives the wrapper the name of its module; and without a look
+# into the dictionary, whose lock a forked child without a GIL may find taken for good.
+cdef tuple DRIVER_GLOBALS = (vars(_connection_base), vars(connection), vars(connection_async))
 
 
 cdef bint is_plain(conn) except -1:
@@ -61,8 +63,8 @@ cdef bint learn_plain(conn, tuple methods, fp_atomic *plain) except -1:
     for name in methods:
         method = getattr(cls, name, None)
         method = getattr(method, "fget", method)        # `closed` is a property
-        module = getattr(method, "__globals__", {}).get("__name__", "")
-        own = own and module in DRIVER_MODULES
+        scope = getattr(method, "__globals__", None)
+        own = own and any(scope is drivers for drivers in DRIVER_GLOBALS)
     if own:
         fp_poke(plain, fp_version(conn))
     return own

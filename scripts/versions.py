@@ -69,7 +69,7 @@ def run_row(make: str, venv: str, row: str) -> dict[str, Any] | None:
         return None
     print(f"== {row}", flush=True)
     home = Path(f"{venv}-{row.replace('/', '-')}").absolute()
-    results = home.with_suffix(".xml")
+    results = home / "tests.xml"
     results.unlink(missing_ok=True)
     paths = " ".join(f"tests/{name}" for name in SUITE)
     words = {

@@ -8,6 +8,7 @@ see.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -670,6 +671,7 @@ def test_a_method_patched_after_the_first_use_is_called(
     calls: list[str] = []
     original = getattr(psycopg.Connection, name)
 
+    @functools.wraps(original)
     def patched(self: Any, *args: Any) -> Any:
         calls.append(name)
         return original(self, *args)
