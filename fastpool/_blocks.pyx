@@ -15,8 +15,8 @@ from fastpool._core cimport (
     fp_add, fp_atomic, fp_load, fp_now, fp_peek, fp_poke,
 )
 from fastpool._fastpath cimport (
-    FastPath, PyDict_GetItemWithError, attributes_of, check_loop_of, fp_version, is_idle, keep,
-    keep_returning, lend, lend_any, lock_is_lost, slot_of,
+    FastPath, PyDict_GetItemWithError, attributes_of, check_loop_of, fp_version, is_idle, is_simple,
+    keep, keep_returning, lend, lend_any, lock_is_lost, slot_of,
 )
 
 import functools
@@ -107,6 +107,16 @@ cdef inline object attribute(PyObject *attributes, name):
 cdef enum:
     STILL_LENT = -1     # not claimed: it goes through an overridden putconn(), which will
 
+cdef extern from *:
+    """
+    /* o.__dict__ = d, of an object whose class has an ordinary one. */
+    #define fp_set_attributes(o, d) PyObject_GenericSetDict(o, d, NULL)
+    /* A call of a __del__ that does nothing costs as much as the rest of a return. */
+    #define fp_forget_finalizer(type) (((PyTypeObject *)(type))->tp_finalize = NULL)
+    """
+    int fp_set_attributes(object, dict) except -1
+    void fp_forget_finalizer(type)
+
 
 cdef class Lease:
     """One lending by `connect()`. Closing it, or leaving its block, gives the connection back.
@@ -115,24 +125,7 @@ cdef class Lease:
     attributes of the connection while it is valid, and has those of a closed one afterwards.
     """
 
-    # None when the lease has ended.
-    cdef FastPath pool
-    cdef object conn
-    cdef Entry entry
-    cdef uint64_t lending           # the slot's word
-    cdef dict closed                # what a closed connection's attributes are
-
-    def _begin(self, FastPath pool not None, conn, Entry entry not None, dict closed not None):
-        """Become the lease of *conn*, which *pool* has just lent."""
-        self.closed = closed
-        self.pool = pool
-        self.conn = conn
-        self.entry = entry
-        self.lending = fp_load(&pool._table.slot(entry.index).word)
-        self.__dict__ = conn.__dict__
-        entry.leased = True
-
-    def _end(self):
+    cdef object end(self):
         """Become a closed connection. Return (method, connection) to the one caller who has to
         give that back by that method of the pool; None to all others, and when it is done."""
         cdef int outcome = NOT_LENT
@@ -151,7 +144,7 @@ cdef class Lease:
                     entry.leased = False
                 self.pool = self.conn = self.entry = None
         if pool is not None:
-            self.__dict__ = attributes
+            fp_set_attributes(self, attributes)
         if outcome == STILL_LENT:
             return pool.putconn, conn
         if outcome == LATE:
@@ -168,7 +161,7 @@ cdef class Lease:
 
     def close(self):
         """Give the connection back to the pool. Harmless when that has been done already."""
-        ended = self._end()
+        ended = self.end()
         if ended is not None:
             give_back, conn = ended
             give_back(conn)
@@ -195,13 +188,71 @@ cdef class Lease:
             return getattr(type(conn), name).__get__(self)
         return getattr(conn, name)
 
-    def _leaves_nothing(self):
+    cdef bint leaves_nothing_async(self) except -1:
         """Whether leaving `async with` of the connection without an exception would do nothing."""
-        lent = self._lent
-        return lent is None or is_plain_async(lent[1]) and leaves_nothing(lent[0], lent[1], None)
+        cdef FastPath pool
+        cdef Entry entry
+        with cython.critical_section(self):
+            pool, conn, entry = self.pool, self.conn, self.entry
+        return conn is None or is_plain_async(conn) and leaves_nothing(pool, conn, entry)
 
     def _dropped(self):
         """In place of the driver's finalizer: the session is the connection's, not the lease's."""
+
+
+@cython.final
+cdef class LeaseKind:
+    """How leases of one class of connections are made: *lease_class*, a class derived from Lease,
+    and *closed*, the attributes of such a connection when it is closed."""
+
+    cdef type lease_class
+    cdef dict closed
+
+    def __init__(self, type lease_class not None, dict closed not None):
+        self.lease_class = lease_class
+        self.closed = closed
+        fp_forget_finalizer(lease_class)
+
+    cdef object lease(self, FastPath pool, conn, Entry entry):
+        cdef type lease_class = self.lease_class
+        cdef Lease lease = lease_class.__new__(lease_class)
+        lease.closed = self.closed
+        lease.pool = pool
+        lease.conn = conn
+        lease.entry = entry
+        lease.lending = fp_load(&pool._table.slot(entry.index).word)
+        fp_set_attributes(lease, conn.__dict__)
+        entry.leased = True
+        return lease
+
+    def __call__(self, FastPath pool not None, conn):
+        """Return a lease of *conn*, which *pool* has just lent."""
+        cdef Entry entry = conn._slot
+        if is_simple(pool, conn):
+            entry.lease_kind = self
+            entry.lease_version = fp_version(conn)
+        return self.lease(pool, conn, entry)
+
+
+cdef object new_lease(FastPath pool, timeout):
+    """pool.connect()"""
+    if pool.is_direct():
+        conn = lend_any(pool, timeout)
+    else:
+        conn = pool.getconn(timeout=timeout)
+    lease = lease_of(pool, conn)
+    return pool._lease(conn) if lease is None else lease
+
+
+cdef object lease_of(FastPath pool, conn):
+    """Return a lease of a connection that was lent just now; None when how has to be asked."""
+    cdef Entry entry
+    found = slot_of(pool, conn)
+    if type(found) is Entry:
+        entry = found       # of one connection, which one caller holds: no need of a lock
+        if entry.lease_kind is not None and entry.lease_version == fp_version(conn) != 0:
+            return (<LeaseKind>entry.lease_kind).lease(pool, conn, entry)
+    return None
 
 
 # --- blocks -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What programs call: getconn(), putconn() and connection(), without a frame of Python's.
+"""What programs call to lend and give back, without a frame of Python's.
 
 Owns: how a call comes to the fast path, and looks like a method, or a coroutine, written in Python
 to who inspects it. Refuses: everything about connections.
@@ -8,12 +8,12 @@ cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 
-from fastpool._blocks cimport new_async_block, new_block
+from fastpool._blocks cimport Lease, lease_of, new_async_block, new_block, new_lease
 from fastpool._core cimport fp_atomic, fp_peek, fp_poke, fp_steal
 from fastpool._fastpath cimport FastPath, lend, lend_any, take_back
 
 import functools
-from types import CoroutineType, FunctionType, MethodType
+from types import CoroutineType, FunctionType, GenericAlias, MethodType
 
 
 cdef inline int check_timeout(FastPath pool, timeout) except -1:
@@ -42,13 +42,19 @@ def connection(FastPath pool not None, timeout=None):
     return new_block(pool, timeout)
 
 
+def connect(FastPath pool not None, timeout=None):
+    """ConnectionPool.connect()"""
+    check_timeout(pool, timeout)
+    return new_lease(pool, timeout)
+
+
 def connection_async(FastPath pool not None, timeout=None):
     """AsyncConnectionPool.connection()."""
     check_timeout(pool, timeout)
     return new_async_block(pool, timeout)
 
 
-# --- getconn() and putconn() of an async pool -------------------------------------------------
+# --- coroutines -------------------------------------------------------------------------------
 #
 # A coroutine costs more than what it does here: the function's frame, the generator around it, and
 # the StopIteration that carries its result. So this is a coroutine in C, whose first step does the
@@ -76,24 +82,30 @@ cdef extern from *:
     void fp_make_sender(PyTypeObject *, void *)
 
 
-cdef list coroutine_functions = [None, None]    # getconn, putconn; see Method
+cdef enum Call:
+    GETCONN
+    PUTCONN
+    CONNECT
+    CLOSE               # of a lease
+    EXIT                # from its block, without an exception
+
+cdef list coroutine_functions = [None] * 5      # of each Call; see Method
 
 
-@cython.final
 @cython.freelist(16)
 cdef class PoolCoroutine:
-    """A call of an async pool's getconn() or putconn(): nothing happens before its first step."""
+    """A call of a method of an async pool or its lease: nothing happens before its first step."""
 
-    cdef FastPath pool
-    cdef object argument            # the timeout, or the connection
-    cdef bint returns               # putconn()
+    cdef FastPath pool              # None for a lease
+    cdef object argument            # the timeout, the connection or the lease
+    cdef Call call
     cdef Progress progress
     cdef object inner               # the coroutine that was handed on to
 
     def __dealloc__(self):
         if self.progress != NEW:
             return
-        qualname = coroutine_functions[self.returns].__qualname__
+        qualname = coroutine_functions[self.call].__qualname__
         PyErr_WarnFormat(RuntimeWarning, 1, "coroutine '%U' was never awaited",
                          <PyObject *>qualname)
 
@@ -117,20 +129,40 @@ cdef class PoolCoroutine:
 
     cdef bint begin(self, PyObject **result) except -1:
         """Do the plain case, or make the coroutine that does the others."""
-        if self.returns:
-            outcome = None
-            if not take_back(self.pool, self.argument):
-                self.inner = self.pool._putconn(self.argument)
-        else:
+        outcome = None
+        if self.call == GETCONN:
             check_timeout(self.pool, self.argument)
             outcome = lend(self.pool)
             if outcome is None:
                 self.inner = self.pool._getconn(self.argument)
+        elif self.call == PUTCONN:
+            if not take_back(self.pool, self.argument):
+                self.inner = self.pool._putconn(self.argument)
+        elif self.call == CONNECT:
+            outcome = self.lend_lease()
+        elif self.call == CLOSE or (<Lease>self.argument).leaves_nothing_async():
+            ended = (<Lease>self.argument).end()
+            if ended is not None:
+                give_back, conn = ended
+                self.inner = give_back(conn)
+        else:
+            self.inner = self.argument._exit(None, None, None)
         if self.inner is not None:
             return False
         Py_INCREF(outcome)
         result[0] = <PyObject *>outcome
         return True
+
+    cdef object lend_lease(self):
+        check_timeout(self.pool, self.argument)
+        conn = lend(self.pool) if self.pool.is_direct() else None
+        if conn is None:
+            self.inner = self.pool._get_lease(self.argument)
+            return None
+        lease = lease_of(self.pool, conn)
+        if lease is None:
+            self.inner = self.pool._lease(conn)
+        return lease
 
     cdef void end(self) noexcept:
         self.progress = OVER
@@ -154,8 +186,7 @@ cdef class PoolCoroutine:
     def throw(self, *args):
         """Raise an exception where it is suspended."""
         if self.progress == NEW:        # as in any coroutine, that ends it before it began
-            self.inner = self.pool._putconn(self.argument) if self.returns else (
-                self.pool._getconn(self.argument))
+            self.inner = nothing()
             self.progress = HANDED_ON
         elif self.progress == OVER:
             raise RuntimeError("cannot reuse already awaited coroutine")
@@ -178,15 +209,15 @@ cdef class PoolCoroutine:
 
     @property
     def __name__(self):
-        return coroutine_functions[self.returns].__name__
+        return coroutine_functions[self.call].__name__
 
     @property
     def __qualname__(self):
-        return coroutine_functions[self.returns].__qualname__
+        return coroutine_functions[self.call].__qualname__
 
     @property
     def cr_code(self):
-        return coroutine_functions[self.returns].__code__
+        return coroutine_functions[self.call].__code__
 
     @property
     def cr_await(self):
@@ -218,25 +249,90 @@ cdef class PoolCoroutine:
         return f"<coroutine object {self.__qualname__} at 0x{id(self):x}>"
 
 
-fp_make_sender(<PyTypeObject *>PoolCoroutine, <void *>PoolCoroutine.step)
+async def nothing():
+    """The coroutine of a call that was ended before it began."""
+
+
+@cython.final
+cdef class Checkout(PoolCoroutine):
+    """What an async pool's `connect()` returns: await it for the lease, or enter it as a block."""
+
+    cdef bint is_block
+    cdef object lease
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    cdef Step step(self, value, PyObject **result) except RAISED:
+        cdef Step came = PoolCoroutine.step(self, value, result)
+        if came == RETURNED and self.is_block:
+            self.lease = <object>result[0]
+        return came
+
+    def __aenter__(self):
+        self.is_block = True
+        return self
+
+    def __aexit__(self, exc_type, exc, traceback):
+        return self.lease.__aexit__(exc_type, exc, traceback)
+
+
+cdef Step step_of(PoolCoroutine call, value, PyObject **result) except RAISED:
+    return call.step(value, result)
+
+
+fp_make_sender(<PyTypeObject *>PoolCoroutine, <void *>step_of)      # Checkout inherits it
 
 
 def getconn_async(FastPath pool not None, timeout=None):
     """AsyncConnectionPool.getconn()."""
-    return pool_coroutine(pool, timeout, False)
+    return begin_call(GETCONN, pool, timeout)
 
 
 def putconn_async(FastPath pool not None, conn):
     """AsyncConnectionPool.putconn()."""
-    return pool_coroutine(pool, conn, True)
+    return begin_call(PUTCONN, pool, conn)
 
 
-cdef inline PoolCoroutine pool_coroutine(FastPath pool, argument, bint returns):
+def connect_async(FastPath pool not None, timeout=None):
+    """AsyncConnectionPool.connect()."""
+    return new_checkout(pool, timeout)
+
+
+def close_async(Lease lease not None):
+    """AsyncLease.close()"""
+    return begin_call(CLOSE, None, lease)
+
+
+def exit_async(Lease lease not None, exc_type, exc, traceback):
+    """AsyncLease.__aexit__()"""
+    if exc_type is None:
+        return begin_call(EXIT, None, lease)
+    return lease._exit(exc_type, exc, traceback)
+
+
+cdef inline PoolCoroutine begin_call(Call which, FastPath pool, argument):
     cdef PoolCoroutine call = PoolCoroutine.__new__(PoolCoroutine)
     call.pool = pool
     call.argument = argument
-    call.returns = returns
+    call.call = which
     return call
+
+
+cdef inline Checkout new_checkout(FastPath pool, timeout):
+    cdef Checkout checkout = Checkout.__new__(Checkout)
+    checkout.pool = pool
+    checkout.argument = timeout
+    checkout.call = CONNECT
+    return checkout
+
+
+cdef dict CALLS = {
+    getconn_async: GETCONN,
+    putconn_async: PUTCONN,
+    connect_async: CONNECT,
+    close_async: CLOSE,
+    exit_async: EXIT,
+}
 
 # --- methods in C that look like methods in Python --------------------------------------------
 #
@@ -260,44 +356,59 @@ cdef extern from *:
     """
     void fp_make_method_type(PyTypeObject *, Py_ssize_t)
 
-ctypedef object (*Quick)(FastPath, object)
+# What is called, and the one argument if there is one.
+ctypedef object (*Quick)(object, object)
 
 
-cdef object quick_getconn(FastPath pool, timeout):
-    return lend_any(pool, None)
+cdef object quick_getconn(pool, none):
+    return lend_any(<FastPath>pool, None)
 
 
-cdef object quick_putconn(FastPath pool, conn):
-    if not take_back(pool, conn):
+cdef object quick_putconn(pool, conn):
+    if not take_back(<FastPath>pool, conn):
         pool._putconn(conn)
 
 
-cdef object quick_getconn_async(FastPath pool, timeout):
-    return pool_coroutine(pool, None, False)
+cdef object quick_getconn_async(pool, none):
+    return begin_call(GETCONN, <FastPath>pool, None)
 
 
-cdef object quick_putconn_async(FastPath pool, conn):
-    return pool_coroutine(pool, conn, True)
+cdef object quick_putconn_async(pool, conn):
+    return begin_call(PUTCONN, <FastPath>pool, conn)
 
 
-cdef object quick_connection(FastPath pool, timeout):
-    return new_block(pool, None)
+cdef object quick_connection(pool, none):
+    return new_block(<FastPath>pool, None)
 
 
-cdef object quick_connection_async(FastPath pool, timeout):
-    return new_async_block(pool, None)
+cdef object quick_connect(pool, none):
+    return new_lease(<FastPath>pool, None)
+
+
+cdef object quick_connection_async(pool, none):
+    return new_async_block(<FastPath>pool, None)
+
+
+cdef object quick_connect_async(pool, none):
+    return new_checkout(<FastPath>pool, None)
+
+
+cdef object quick_close_async(lease, none):
+    return begin_call(CLOSE, None, lease)
 
 
 cdef extern from "Python.h":
     PyTypeObject *Py_TYPE(PyObject *)
 
 
-cdef inline bint is_pool(Method me, PyObject *first):
-    """isinstance(first, FastPath), remembered for the first class that is."""
-    if fp_peek(&me.seen) != 0:
-        return fp_peek(&me.seen) == <size_t>Py_TYPE(first) or isinstance(<object>first, FastPath)
-    if not isinstance(<object>first, FastPath):
+cdef inline bint is_its_own(Method me, PyObject *first):
+    """isinstance(first, me.owner), remembered for the first class that is."""
+    if fp_peek(&me.seen) == <size_t>Py_TYPE(first):
+        return True
+    if not isinstance(<object>first, me.owner):
         return False
+    if fp_peek(&me.seen) != 0:
+        return True
     Py_INCREF(type(<object>first))      # for ever, so that no other class gets its address
     fp_poke(&me.seen, <size_t>Py_TYPE(first))
     return True
@@ -306,8 +417,8 @@ cdef inline bint is_pool(Method me, PyObject *first):
 cdef PyObject *enter(PyObject *me, PyObject **args, size_t n, PyObject *names) except NULL:
     """What a call of a Method does."""
     cdef Py_ssize_t given = PyVectorcall_NARGS(n)
-    if names == NULL and given == (<Method>me).quick_args and is_pool(<Method>me, args[0]):
-        result = (<Method>me).quick(<FastPath>args[0], <object>args[given - 1])
+    if names == NULL and given == (<Method>me).quick_args and is_its_own(<Method>me, args[0]):
+        result = (<Method>me).quick(<object>args[0], <object>args[given - 1])
         Py_INCREF(result)
         return <PyObject *>result
     return PyObject_Vectorcall((<Method>me).fast, args, n, names)
@@ -320,26 +431,35 @@ cdef class Method:
     cdef vectorcallfunc enter
     cdef Quick quick                # for calls as programs write them
     cdef int quick_args
-    cdef fp_atomic seen             # a class of pools that has been called
+    cdef type owner                 # whose method this is
+    cdef fp_atomic seen             # a class derived from that, which has been called
     cdef object fast                # for all others
     cdef object function
 
     def __cinit__(self, fast, function):
         self.enter = <vectorcallfunc>enter
+        self.owner = FastPath
+        if fast in CALLS:
+            coroutine_functions[CALLS[fast]] = function
         if fast is getconn:
             self.quick, self.quick_args = quick_getconn, 1
         elif fast is putconn:
             self.quick, self.quick_args = quick_putconn, 2
         elif fast is getconn_async:
             self.quick, self.quick_args = quick_getconn_async, 1
-            coroutine_functions[False] = function
         elif fast is putconn_async:
             self.quick, self.quick_args = quick_putconn_async, 2
-            coroutine_functions[True] = function
         elif fast is connection:
             self.quick, self.quick_args = quick_connection, 1
+        elif fast is connect:
+            self.quick, self.quick_args = quick_connect, 1
         elif fast is connection_async:
             self.quick, self.quick_args = quick_connection_async, 1
+        elif fast is connect_async:
+            self.quick, self.quick_args = quick_connect_async, 1
+        elif fast is close_async:
+            self.quick, self.quick_args = quick_close_async, 1
+            self.owner = Lease
         self.fast = fast
         self.function = function
 

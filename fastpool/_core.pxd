@@ -159,6 +159,8 @@ cdef class Entry:
     cdef readonly long backend_pid
     cdef int64_t created
     cdef public bint leased # lent by connect(): the borrower holds a Lease, not the connection
+    cdef object lease_kind  # how its leases are made, None while that has to be asked
+    cdef unsigned int lease_version     # the version of the connection's class then
     cdef fp_atomic fate     # a Fate
 
     cdef int end_watch(self) except -1

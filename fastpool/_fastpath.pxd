@@ -54,12 +54,15 @@ cdef bint learn_class(FastPath pool, conn) except -1
 # A lookup costs a third of a checkout: where does it come from, the class or the instance? For a
 # class that has been looked at once, until it is changed, that is known.
 
+cdef inline bint is_simple(FastPath pool, conn) except -1:
+    """Whether its class leaves `_slot` and `_pool` to its instances."""
+    return fp_version(conn) == pool.simple != 0 or learn_class(pool, conn)
+
+
 cdef inline PyObject *attributes_of(FastPath pool, conn) except? NULL:
     """The dictionary of a connection's attributes, borrowed; NULL where that is not all there is.
     """
-    if fp_version(conn) != pool.simple and not learn_class(pool, conn):
-        return NULL
-    return fp_attributes(conn)
+    return fp_attributes(conn) if is_simple(pool, conn) else NULL
 
 
 cdef inline object slot_of(FastPath pool, conn):

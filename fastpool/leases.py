@@ -16,21 +16,20 @@ own does not.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import PGconn
 
-from ._blocks import Lease
+from . import _calls
+from ._blocks import Lease, LeaseKind
 from ._core import skip_frames_of
 from ._fastpath import FastPath
 
 skip_frames_of(globals())
-
-T_co = TypeVar("T_co", covariant=True)
 
 # Before 3.3 the driver's close() knows nothing of pools.
 DRIVER_RETURNS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
@@ -44,14 +43,21 @@ class AsyncLease(Lease):
 
     __slots__ = ()
 
+    @_calls.runs(_calls.close_async)
     async def close(self) -> None:  # type: ignore[override]  # as the driver's two classes do
         """Give the connection back to the pool. Harmless when that has been done already."""
-        ended = self._end()
-        if ended is not None:
-            give_back, conn = ended
-            await give_back(conn)
+        await _calls.close_async(self)
 
+    @_calls.runs(_calls.exit_async)
     async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await _calls.exit_async(self, exc_type, exc, traceback)
+
+    async def _exit(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
@@ -59,7 +65,7 @@ class AsyncLease(Lease):
     ) -> None:
         lent = self._lent
         try:
-            if lent is not None and not (exc_type is None and self._leaves_nothing()):
+            if lent is not None:
                 await self._driver_exit(lent[1], "__aexit__")(exc_type, exc, traceback)
         finally:
             await self.close()
@@ -110,52 +116,18 @@ class AsyncProxyLease(_ProxyLease, AsyncLease):
         return self
 
 
-class Checkout(Coroutine[Any, Any, T_co]):
-    """What an async pool's `connect()` returns: await it for the lease, or enter it as a block."""
-
-    __slots__ = ("_lease", "_lending")
-
-    def __init__(self, lending: Coroutine[Any, Any, T_co]) -> None:
-        self._lending = lending
-        self._lease: Any = None
-
-    def __await__(self) -> Generator[Any, Any, T_co]:
-        return self._lending.__await__()
-
-    async def __aenter__(self) -> T_co:
-        lease = self._lease = await self._lending
-        return lease
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._lease.__aexit__(exc_type, exc, traceback)
-
-    # A coroutine in full, so that asyncio.create_task() takes it.
-
-    def send(self, value: Any, /) -> Any:
-        return self._lending.send(value)
-
-    def throw(self, *args: Any) -> Any:
-        return self._lending.throw(*args)
-
-    def close(self) -> None:
-        self._lending.close()
-
-
 def lease(pool: FastPath, conn: Any) -> Any:
     """Return a lease of *conn*, which the pool has just lent."""
-    conn_class: Any = type(conn)
-    cls = _lease_class(conn_class, conn.__class__)
-    lent = cls.__new__(cls)
-    lent._begin(pool, conn, conn._slot, _closed_connection(cls).__dict__)
-    return lent
+    cls: Any = type(conn)
+    return _lease_kind(cls, conn.__class__)(pool, conn)
 
 
 @functools.cache
+def _lease_kind(cls: Any, face: Any) -> LeaseKind:
+    lease_class = _lease_class(cls, face)
+    return LeaseKind(lease_class, _closed_connection(lease_class).__dict__)
+
+
 def _lease_class(cls: Any, face: Any) -> Any:
     """Return the class of leases of a *cls* that says it is a *face*: another one for a proxy."""
     is_async = issubclass(face, AsyncConnection)

@@ -281,6 +281,7 @@ class ConnectionPool(Generic[CT], BasePool):
         """
         return cast("ConnectionContext[CT]", _calls.connection(self, timeout))
 
+    @_calls.runs(_calls.connect)
     def connect(self, timeout: float | None = None) -> CT:
         """Lend a connection whose `close()` gives it back; so does leaving `with pool.connect()`.
 
@@ -290,7 +291,9 @@ class ConnectionPool(Generic[CT], BasePool):
 
         *timeout* and what it raises: as `getconn()`. Thread-safe.
         """
-        conn = self.getconn(timeout=timeout)
+        return cast(CT, _calls.connect(self, timeout))
+
+    def _lease(self, conn: Any) -> CT:
         try:
             return cast(CT, leases.lease(self, conn))
         except Exception:  # of a class that can't be derived from

@@ -280,7 +280,8 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
         block = _calls.connection_async(self, timeout)
         return cast("AsyncConnectionContext[ACT]", block)
 
-    def connect(self, timeout: float | None = None) -> leases.Checkout[ACT]:
+    @_calls.runs(_calls.connect_async)
+    def connect(self, timeout: float | None = None) -> _calls.Checkout[ACT]:
         """Lend a connection whose `close()` gives it back: `conn = await pool.connect()`.
 
         Or for a block: `async with pool.connect() as conn`, committed or rolled back at its end.
@@ -290,10 +291,12 @@ class AsyncConnectionPool(Generic[ACT], BasePool):
 
         *timeout* and what it raises: as `getconn()`.
         """
-        return leases.Checkout(self._lease(timeout))
+        return cast("_calls.Checkout[ACT]", _calls.connect_async(self, timeout))
 
-    async def _lease(self, timeout: float | None) -> ACT:
-        conn = await self.getconn(timeout=timeout)
+    async def _get_lease(self, timeout: float | None) -> ACT:
+        return await self._lease(await self.getconn(timeout=timeout))
+
+    async def _lease(self, conn: Any) -> ACT:
         try:
             return cast(ACT, leases.lease(self, conn))
         except Exception:  # of a class that can't be derived from

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = "fastpool/_core.pyx"
 HOT = "fastpool/_core.pxd"
 FASTPATH = "fastpool/_fastpath.pyx"
+BLOCKS = "fastpool/_blocks.pyx"
+CALLS = "fastpool/_calls.pyx"
 
 # Seconds for the tests of one mutant; one that hangs is caught.
 LIMIT = 180
@@ -35,6 +37,7 @@ LIMIT = 180
 TABLE = ("tests/core/test_transitions.py", "tests/core/test_waiting.py", "tests/core/test_races.py")
 ORACLE = ("tests/core/test_stateful.py",)
 PLAIN = ("tests/core/test_fastpath.py",)
+LEASES = ("tests/pool/test_leases.py", "tests/pool_async/test_coroutines.py")
 PACING = ("tests/core/test_pacing.py", "tests/core/test_holding_back.py")
 MODEL = "tests/model/test_mutations.py"
 
@@ -225,6 +228,29 @@ MUTANTS = (
         "            and not fp_load(&table.is_surplus))",
         "            )",
         PLAIN,
+    ),
+    Mutant(
+        "a lease is of the class that its connection had at the first one",
+        BLOCKS,
+        "entry.lease_version == fp_version(conn) != 0",
+        "True",
+        LEASES,
+    ),
+    Mutant(
+        "a connection of which no lease can be made stays lent",
+        "fastpool/pool.py",
+        "            return cast(CT, leases.lease(self, conn))\n"
+        "        except Exception:  # of a class that can't be derived from\n"
+        "            self.putconn(conn)\n",
+        "            return cast(CT, leases.lease(self, conn))\n        except Exception:\n",
+        LEASES,
+    ),
+    Mutant(
+        "an awaited checkout keeps its lease",
+        CALLS,
+        "if came == RETURNED and self.is_block:",
+        "if came == RETURNED:",
+        LEASES,
     ),
     Mutant(
         "who waited is lent what a drain has made too old",

@@ -372,6 +372,23 @@ def test_it_does_not_keep_what_a_lease_stands_for(make_pool: MakePool) -> None:
     assert pool._keep(conn)
 
 
+def test_only_the_first_lease_of_a_connection_reaches_the_shell(make_pool: MakePool) -> None:
+    class Counts(FastOnly):
+        asked = 0
+
+        def _lease(self, conn: Any) -> Any:
+            self.asked += 1
+            return super()._lease(conn)
+
+    pool = make_pool(2, Counts)
+    for _ in range(3):
+        with pool.connect(), pool.connect(timeout=5.0):
+            pass
+        pool.connect().close()
+    assert pool.asked == 2
+    assert available(pool) == 2
+
+
 # ---- the block: nothing before it is entered, everything given back after it
 
 

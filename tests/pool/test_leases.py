@@ -96,6 +96,64 @@ def test_the_connection_class_exit_runs_at_the_end_of_a_block(
         assert conn.exits == 1
 
 
+def test_a_lease_is_of_the_class_that_its_connection_has_now(
+    new_pool: Callable[..., Any],
+) -> None:
+    class Later(psycopg.Connection[Any]):
+        pass
+
+    pool = new_pool()
+    pool.connect().close()
+    with pool.connection() as conn:
+        conn.__class__ = Later
+    with pool.connect() as lease:
+        assert isinstance(lease, Later)
+        assert lease.execute("select 1").fetchone() == (1,)
+
+
+def test_a_lease_has_what_was_added_to_its_class_since_the_last_one(
+    new_pool: Callable[..., Any], tagged: type[Tagged], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = new_pool(connection_class=tagged)
+    pool.connect().close()
+    monkeypatch.setattr(tagged, "shout", lambda self: self.tag * 2)
+    monkeypatch.setattr(tagged, "whisper", lambda self: self.tag, raising=False)
+    with pool.connect() as lease:
+        assert (lease.shout(), lease.whisper()) == ("newnew", "new")
+
+
+def test_a_class_that_leases_cannot_be_made_of_is_refused_and_nothing_stays_lent(
+    new_pool: Callable[..., Any],
+) -> None:
+    class Sealed(psycopg.Connection[Any]):
+        def __init_subclass__(cls) -> None:
+            if cls.__name__ == "Sealed":
+                raise TypeError("no more of these")
+
+    pool = new_pool(connection_class=Sealed)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="no more of these"):
+            pool.connect()
+        assert pool.snapshot().counts["in_use"] == 0
+    with pool.connection() as conn:
+        assert type(conn) is Sealed
+
+
+def test_the_driver_finalizes_no_lease(
+    new_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = new_pool()
+    lease = pool.connect()
+    # Whoever sets a method of the class has Python look up those of all derived ones again.
+    monkeypatch.setattr(psycopg.Connection, "__del__", lambda self: dropped.append(self))
+    dropped: list[Any] = []
+    lease.close()
+    del lease
+    pool.connect().close()
+    gc.collect()
+    assert dropped == []
+
+
 def test_attributes_set_on_a_lease_belong_to_the_session(new_pool: Callable[..., Any]) -> None:
     pool = new_pool()
     with pool.connect() as conn:

@@ -1,12 +1,14 @@
-"""What getconn() and putconn() of an async pool return is a coroutine, to all who ask."""
+"""What the methods of an async pool and its leases return is a coroutine, to all who ask."""
 
 from __future__ import annotations
 
 import asyncio
 import collections.abc
+import gc
 import inspect
 import sys
 import types
+import weakref
 
 import pytest
 
@@ -49,8 +51,98 @@ async def test_a_call_knows_its_state(open_pool):
 
 async def test_the_methods_are_coroutine_functions(open_pool):
     pool = await open_pool()
-    for method in (pool.getconn, pool.putconn, type(pool).getconn, type(pool).putconn):
-        assert inspect.iscoroutinefunction(method)
+    async with pool.connect() as lease:
+        methods = (pool.getconn, pool.putconn, type(pool).getconn, type(pool).putconn)
+        for method in (*methods, lease.close, type(lease).close, lease.__aexit__):
+            assert inspect.iscoroutinefunction(method)
+    assert not inspect.iscoroutinefunction(pool.connect)  # it is a block too
+
+
+async def test_what_connect_and_a_lease_return_are_coroutines(open_pool):
+    pool = await open_pool()
+    call = pool.connect()
+    lease = await call
+    leaving = lease.__aexit__(None, None, None)
+    closing = lease.close()
+    for coroutine, name in ((call, "connect"), (leaving, "__aexit__"), (closing, "close")):
+        assert asyncio.iscoroutine(coroutine)
+        assert isinstance(coroutine, types.CoroutineType)
+        assert isinstance(coroutine, collections.abc.Coroutine)
+        assert coroutine.__name__ == name
+    assert pool.snapshot().counts["in_use"] == 1
+    await leaving
+    assert pool.snapshot().counts["in_use"] == 0
+    await closing
+
+
+async def test_a_lease_whose_close_is_never_awaited_is_lent_still(open_pool):
+    pool = await open_pool()
+    lease = await pool.connect()
+    with pytest.warns(RuntimeWarning, match=r"'AsyncLease\.close' was never awaited"):
+        lease.close()
+    assert pool.snapshot().counts["in_use"] == 1
+    await lease.close()
+
+
+async def test_a_checkout_is_entered_once(open_pool):
+    pool = await open_pool()
+    checkout = pool.connect()
+    async with checkout:
+        pass
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        async with checkout:
+            pass
+    awaited = pool.connect()
+    lease = await awaited
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        async with awaited:
+            pass
+    await lease.close()
+    assert pool.snapshot().counts["in_use"] == 0
+
+
+async def test_an_awaited_checkout_does_not_keep_its_lease(open_pool):
+    pool = await open_pool()
+    checkout = pool.connect()
+    lease = await checkout
+    await lease.close()
+    ended = weakref.ref(lease)
+    del lease
+    gc.collect()
+    assert ended() is None
+    checkout.close()
+
+
+async def test_a_block_that_waits_gets_what_comes_back(open_pool, waiting):
+    pool = await open_pool()
+    conn = await pool.getconn()
+
+    async def block():
+        async with pool.connect() as lease:
+            return lease.pgconn
+
+    task = asyncio.create_task(block())
+    await waiting(pool, 1)
+    await pool.putconn(conn)
+    assert await task is conn.pgconn
+    assert pool.snapshot().counts["in_use"] == 0
+
+
+async def test_a_block_that_is_cancelled_while_it_waits_gets_nothing(open_pool, waiting):
+    pool = await open_pool()
+    conn = await pool.getconn()
+
+    async def block():
+        async with pool.connect():
+            raise AssertionError
+
+    task = asyncio.create_task(block())
+    await waiting(pool, 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await pool.putconn(conn)
+    assert pool.snapshot().counts["available"] == 1
 
 
 async def test_nothing_happens_before_the_first_step(open_pool):
