@@ -186,7 +186,7 @@ cdef class PoolCoroutine:
     def throw(self, *args):
         """Raise an exception where it is suspended."""
         if self.progress == NEW:        # as in any coroutine, that ends it before it began
-            self.inner = nothing()
+            self.inner = _nothing()
             self.progress = HANDED_ON
         elif self.progress == OVER:
             raise RuntimeError("cannot reuse already awaited coroutine")
@@ -249,7 +249,7 @@ cdef class PoolCoroutine:
         return f"<coroutine object {self.__qualname__} at 0x{id(self):x}>"
 
 
-async def nothing():
+async def _nothing():
     """The coroutine of a call that was ended before it began."""
 
 
